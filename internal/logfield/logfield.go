@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+// Package logfield holds the names of all log fields, so that one thing has one
+// name in every package and a log can be searched by it.
+package logfield
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
+)
+
+// Service is the Service a line is about, as "namespace/name".
+func Service(n lb.Name) zap.Field { return zap.Stringer("service", n) }
+
+// Object is what a line is about in the words of its source: "Service ns/name",
+// "EndpointSlice ns/name" or a file name.
+func Object(s string) zap.Field { return zap.String("object", s) }
+
+// Resource is the kind of objects a line is about, in the API's plural.
+func Resource(s string) zap.Field { return zap.String("resource", s) }
+
+// File is a file or directory.
+func File(path string) zap.Field { return zap.String("file", path) }
+
+// Server is the URL of the API server.
+func Server(url string) zap.Field { return zap.String("server", url) }
+
+// Address is a host and port we listen on or dial.
+func Address(s string) zap.Field { return zap.String("address", s) }
+
+// Reason says in words why something is as it is.
+func Reason(s string) zap.Field { return zap.String("reason", s) }
+
+// Writes is a number of map writes.
+func Writes(n int) zap.Field { return zap.Int("writes", n) }
+
+// Count is a number of whatever the message names.
+func Count(n int) zap.Field { return zap.Int("count", n) }
+
+// Took is how long something took.
+func Took(d time.Duration) zap.Field { return zap.Duration("took", d) }
+
+// Error is the failure a line reports.
+func Error(err error) zap.Field { return zap.Error(err) }
