@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * From an address that a client dials to a backend. Nothing here knows a hook's
+ * context, so a test can call it from a tc program.
+ */
+#pragma once
+
+#include <linux/in.h>
+#include <stdbool.h>
+
+#include <bpf/bpf_endian.h>
+
+#include "maps.h"
+#include "types.h"
+
+/* What a client asks for. */
+struct request {
+	struct addr addr;
+	__be16 port;
+	__u8 proto;		/* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 pad;
+};
+
+/* The service a request leads to, with the range as one load has read it. */
+struct target {
+	__u32 service_id;
+	__u32 base;
+	__u32 count;
+	__u32 generation;
+};
+
+/* A backend for the request. */
+struct choice {
+	struct addr addr;
+	__be16 port;
+	__u16 pad;
+};
+
+static __always_inline bool addr_equal(const struct addr *a, const struct addr *b)
+{
+	const __u32 *x = (const __u32 *)a->b;
+	const __u32 *y = (const __u32 *)b->b;
+
+	return x[3] == y[3] && x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+static __always_inline struct addr addr_from_v4(__be32 v4)
+{
+	struct addr a = {};
+	__u32 *w = (__u32 *)a.b;
+
+	w[2] = bpf_htonl(0xffff);
+	w[3] = v4;
+	return a;
+}
+
+static __always_inline void target_set(struct target *t, __u32 id, __u64 range)
+{
+	t->service_id = id;
+	t->base = range & ((1U << RANGE_BASE_BITS) - 1);
+	t->count = (range >> RANGE_BASE_BITS) & ((1U << RANGE_COUNT_BITS) - 1);
+	t->generation = range >> (RANGE_BASE_BITS + RANGE_COUNT_BITS);
+}
+
+/*
+ * Tells whose the request is. On VERDICT_TRANSLATE and VERDICT_NO_BACKEND the
+ * target is filled in; its count is above 0 for VERDICT_TRANSLATE alone.
+ */
+static __always_inline enum verdict lb_find(const struct request *req, struct target *target)
+{
+	struct frontend_key key = {};
+	struct frontend *frontend;
+	struct service *service;
+	__u32 id;
+
+	key.vip = req->addr;
+	key.port = req->port;
+	key.proto = req->proto;
+	frontend = bpf_map_lookup_elem(&frontends, &key);
+	if (!frontend) {
+		key.port = 0;
+		key.proto = 0;
+		if (bpf_map_lookup_elem(&frontends, &key))
+			return VERDICT_NO_PORT;
+		return VERDICT_PASS;
+	}
+
+	id = frontend->service_id;
+	service = bpf_map_lookup_elem(&services, &id);
+	if (!service)
+		return VERDICT_NO_BACKEND;
+	target_set(target, id, *(volatile __u64 *)&service->range);
+	return target->count ? VERDICT_TRANSLATE : VERDICT_NO_BACKEND;
+}
+
+/*
+ * A place in the target's block, each equally likely: the high half of a 32-bit
+ * random number times the count needs no division and its bias is below
+ * count / 2^32.
+ */
+static __always_inline __u32 lb_pick(const struct target *target)
+{
+	return ((__u64)bpf_get_prandom_u32() * target->count) >> 32;
+}
+
+/* Reads the backend at a place of the block. False when the place is outside
+ * the map, which only a damaged range can cause.
+ */
+static __always_inline bool lb_backend(const struct target *target, __u32 place,
+				       struct choice *choice)
+{
+	__u32 index = target->base + place;
+	struct slot *slot;
+
+	slot = bpf_map_lookup_elem(&slots, &index);
+	if (!slot)
+		return false;
+	choice->addr = slot->backend;
+	choice->port = slot->port;
+	return true;
+}
+
+/* Is the backend still serving for this service? */
+static __always_inline bool lb_is_member(__u32 service_id, const struct addr *backend,
+					 __be16 port)
+{
+	struct member_key key = {};
+
+	key.service_id = service_id;
+	key.backend = *backend;
+	key.port = port;
+	return bpf_map_lookup_elem(&members, &key) != NULL;
+}

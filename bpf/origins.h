@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What a UDP socket asked for and which backend it got: kept in the socket's
+ * own storage, which is never full and goes with the socket. Datagrams of one
+ * socket can be sent and received on several cores at once, so entries are read
+ * and written under the storage's lock; no helper may be called there.
+ */
+#pragma once
+
+#include "config.h"
+#include "lookup.h"
+
+static __always_inline __u32 now_sec(void)
+{
+	return bpf_ktime_get_ns() / 1000000000ULL;
+}
+
+static __always_inline bool entry_for_vip(const struct origin_entry *entry,
+					  const struct request *req)
+{
+	return entry->vip_port == req->port && addr_equal(&entry->vip, &req->addr);
+}
+
+static __always_inline bool entry_for_backend(const struct origin_entry *entry,
+					      const struct addr *addr, __be16 port)
+{
+	return entry->vip_port && entry->backend_port == port &&
+	       addr_equal(&entry->backend, addr);
+}
+
+/* Signed: another core's clock may have been read a moment later than ours. */
+static __always_inline bool entry_idle(const struct origin_entry *entry, __u32 now)
+{
+	return (__s32)(now - entry->last_sec) > (__s32)udp_idle_sec;
+}
+
+static __always_inline void entry_fill(struct origin_entry *entry, const struct request *req,
+				       const struct target *target, const struct choice *choice,
+				       __u32 now)
+{
+	entry->vip = req->addr;
+	entry->vip_port = req->port;
+	entry->backend = choice->addr;
+	entry->backend_port = choice->port;
+	entry->service_id = target->service_id;
+	entry->generation = target->generation;
+	entry->last_sec = now;
+}
+
+static __always_inline struct control *control_get(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&control, &zero);
+}
+
+/* Has origins_overflow ever been used? Keeps it out of everybody else's way. */
+static __always_inline bool overflow_in_use(void)
+{
+	struct control *c = control_get();
+
+	return c && c->overflowed;
+}
+
+static __always_inline void overflow_key_fill(struct overflow_key *key, __u64 cookie,
+					      enum overflow_side side, const struct addr *addr,
+					      __be16 port)
+{
+	key->cookie = cookie;
+	key->addr = *addr;
+	key->port = port;
+	key->side = side;
+}
+
+static __always_inline bool overflow_find(__u64 cookie, enum overflow_side side,
+					  const struct addr *addr, __be16 port, __u32 now,
+					  struct origin_entry *copy)
+{
+	struct overflow_key key = {};
+	struct origin_entry *entry;
+
+	overflow_key_fill(&key, cookie, side, addr, port);
+	entry = bpf_map_lookup_elem(&origins_overflow, &key);
+	if (!entry)
+		return false;
+	*copy = *entry;
+	if (!entry_idle(entry, now))
+		entry->last_sec = now;
+	return true;
+}
+
+static __always_inline void overflow_put(__u64 cookie, const struct origin_entry *entry)
+{
+	struct control *c = control_get();
+	struct overflow_key key = {};
+	long err;
+
+	if (c && !c->overflowed)
+		c->overflowed = 1;
+	overflow_key_fill(&key, cookie, OVERFLOW_BY_VIP, &entry->vip, entry->vip_port);
+	err = bpf_map_update_elem(&origins_overflow, &key, entry, BPF_ANY);
+	overflow_key_fill(&key, cookie, OVERFLOW_BY_BACKEND, &entry->backend,
+			  entry->backend_port);
+	err |= bpf_map_update_elem(&origins_overflow, &key, entry, BPF_ANY);
+	count(err ? COUNTER_ORIGIN_LOST : COUNTER_ORIGIN_OVERFLOW);
+}
+
+/*
+ * Where did this socket's datagrams for the VIP go? True with a copy of the
+ * entry, unless the socket was silent for too long.
+ */
+static __always_inline bool origin_sent_find(struct origin *origin, __u64 cookie,
+					     const struct request *req, __u32 now,
+					     struct origin_entry *copy)
+{
+	bool found = false;
+	int i;
+
+	if (origin) {
+		bpf_spin_lock(&origin->lock);
+#pragma unroll
+		for (i = 0; i < ORIGIN_SENT; i++) {
+			struct origin_entry *entry = &origin->sent[i];
+
+			if (!found && entry_for_vip(entry, req)) {
+				*copy = *entry;
+				found = true;
+				if (!entry_idle(entry, now))
+					entry->last_sec = now;
+			}
+		}
+		bpf_spin_unlock(&origin->lock);
+	}
+	if (!found && overflow_in_use())
+		found = overflow_find(cookie, OVERFLOW_BY_VIP, &req->addr, req->port, now,
+				      copy);
+	return found && !entry_idle(copy, now);
+}
+
+/*
+ * May a socket go on with the backend it remembers? While the generation is the
+ * one it was chosen from nothing has happened to the set. After that each use
+ * asks members: had the entry taken over the new generation instead, a backend
+ * that is leaving between the flip and its members row would be kept for ever.
+ */
+static __always_inline bool origin_usable(const struct origin_entry *entry,
+					  const struct target *target)
+{
+	if (entry->service_id != target->service_id)
+		return false;
+	if (entry->generation == target->generation)
+		return true;
+	return lb_is_member(target->service_id, &entry->backend, entry->backend_port);
+}
+
+/* Would an answer from this backend be taken for another VIP's? */
+static __always_inline bool origin_ambiguous(struct origin *origin, const struct request *req,
+					     const struct choice *choice)
+{
+	bool other = false;
+	int i;
+
+	bpf_spin_lock(&origin->lock);
+#pragma unroll
+	for (i = 0; i < ORIGIN_SENT; i++) {
+		struct origin_entry *entry = &origin->sent[i];
+
+		if (entry_for_backend(entry, &choice->addr, choice->port) &&
+		    !entry_for_vip(entry, req))
+			other = true;
+	}
+	if (entry_for_backend(&origin->connected, &choice->addr, choice->port) &&
+	    !entry_for_vip(&origin->connected, req))
+		other = true;
+	bpf_spin_unlock(&origin->lock);
+	return other;
+}
+
+#define AVOID_TRIES 8
+
+/*
+ * Chooses a backend at random, but not one that this socket already uses for
+ * another VIP, if a few neighbours offer a way out: the answer could not tell
+ * the two VIPs apart. origin may be NULL.
+ */
+static __always_inline bool origin_choose(struct origin *origin, const struct request *req,
+					  const struct target *target, struct choice *choice)
+{
+	__u32 place = lb_pick(target);
+	int i;
+
+	if (!lb_backend(target, place, choice))
+		return false;
+	if (!origin)
+		return true;
+	for (i = 0; i < AVOID_TRIES && i < target->count; i++) {
+		if (!origin_ambiguous(origin, req, choice))
+			return true;
+		place++;
+		if (place >= target->count)
+			place = 0;
+		if (!lb_backend(target, place, choice))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Writes the choice into the socket's storage. When another thread has chosen
+ * for the same VIP since we looked, its choice stands and is copied back; rejected is the
+ * entry that we found and would not use, or NULL. False when every place holds
+ * a VIP in use.
+ */
+static __always_inline bool origin_sent_put(struct origin *origin, struct origin_entry *fresh,
+					    const struct origin_entry *rejected)
+{
+	__u32 now = fresh->last_sec;
+	bool same = false, done = false;
+	int i, best = -1;
+
+	bpf_spin_lock(&origin->lock);
+#pragma unroll
+	for (i = 0; i < ORIGIN_SENT; i++) {
+		struct origin_entry *entry = &origin->sent[i];
+
+		if (same)
+			continue;
+		if (entry->vip_port == fresh->vip_port && addr_equal(&entry->vip, &fresh->vip)) {
+			same = true;
+			best = i;
+		} else if (best < 0 && (!entry->vip_port || entry_idle(entry, now))) {
+			best = i;
+		}
+	}
+#pragma unroll
+	for (i = 0; i < ORIGIN_SENT; i++) {
+		struct origin_entry *entry = &origin->sent[i];
+
+		if (best != i)
+			continue;
+		done = true;
+		if (same && entry->service_id == fresh->service_id && !entry_idle(entry, now) &&
+		    !(rejected && entry->backend_port == rejected->backend_port &&
+		      addr_equal(&entry->backend, &rejected->backend)))
+			*fresh = *entry;
+		else
+			*entry = *fresh;
+	}
+	bpf_spin_unlock(&origin->lock);
+	return done;
+}
+
+/* Remembers the backend of a connected socket, or with NULL that it has none. */
+static __always_inline void origin_connected_put(struct origin *origin,
+						 const struct origin_entry *entry)
+{
+	bpf_spin_lock(&origin->lock);
+	if (entry)
+		origin->connected = *entry;
+	else
+		origin->connected.vip_port = 0;
+	bpf_spin_unlock(&origin->lock);
+}
+
+/*
+ * Puts the VIP in the place of the backend that a datagram comes from. Of two
+ * VIPs that share the backend it is the one used last.
+ */
+static __always_inline bool origin_recall(struct origin *origin, __u64 cookie,
+					  struct request *req)
+{
+	struct origin_entry copy = {};
+	bool found = false;
+	int i;
+
+	if (origin) {
+		bpf_spin_lock(&origin->lock);
+		if (entry_for_backend(&origin->connected, &req->addr, req->port)) {
+			copy = origin->connected;
+			found = true;
+		}
+#pragma unroll
+		for (i = 0; i < ORIGIN_SENT; i++) {
+			struct origin_entry *entry = &origin->sent[i];
+
+			if (!entry_for_backend(entry, &req->addr, req->port))
+				continue;
+			if (found && (__s32)(entry->last_sec - copy.last_sec) <= 0)
+				continue;
+			copy = *entry;
+			found = true;
+		}
+		bpf_spin_unlock(&origin->lock);
+	}
+	if (!found && overflow_in_use())
+		found = overflow_find(cookie, OVERFLOW_BY_BACKEND, &req->addr, req->port,
+				      now_sec(), &copy);
+	if (!found)
+		return false;
+	req->addr = copy.vip;
+	req->port = copy.vip_port;
+	return true;
+}

@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * types.h is the ABI: the rows of every map, as programs and the agent share
+ * them. The Go types are generated from here. A change of any struct, or of a
+ * map's type, needs a new pin directory (ABI in internal/datapath).
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+/* An address of either family; IPv4 as ::ffff:a.b.c.d. Network byte order. */
+struct addr {
+	__u8 b[16];
+} __attribute__((aligned(4)));
+
+/* What a client dials. Port 0 with protocol 0 stands for every port and
+ * protocol of the address that has no frontend of its own.
+ */
+struct frontend_key {
+	struct addr vip;
+	__be16 port;
+	__u8 proto;		/* IPPROTO_* */
+	__u8 pad;		/* zero: keys are compared byte by byte */
+};
+_Static_assert(sizeof(struct frontend_key) == 20, "ABI");
+
+/* Which field of the Service a frontend comes from. */
+enum frontend_kind {
+	FRONTEND_CLUSTER_IP = 1,
+};
+
+/* Belongs to no service: the wildcard of a ClusterIP leads here. */
+#define NO_SERVICE 0
+
+struct frontend {
+	__u32 service_id;
+	enum frontend_kind kind;
+};
+_Static_assert(sizeof(struct frontend) == 8, "ABI");
+
+/*
+ * The block of slots that holds a service's backends, in one word so that a
+ * reader sees the old range or the new one and nothing between:
+ * bits 0-23 first slot, 24-39 number of slots, 40-63 generation.
+ */
+struct service {
+	__u64 range;
+};
+_Static_assert(sizeof(struct service) == 8, "ABI: the flip is one 64-bit store");
+
+#define RANGE_BASE_BITS 24
+#define RANGE_COUNT_BITS 16
+
+/* One backend of a block. */
+struct slot {
+	struct addr backend;
+	__be16 port;
+	__u8 pad[6];
+};
+_Static_assert(sizeof(struct slot) == 24, "ABI: mapped arrays have a stride of 8");
+
+/* A backend that those who remember it for this service may go on using. The
+ * row's presence is its meaning, the value is always 1.
+ */
+struct member_key {
+	__u32 service_id;
+	struct addr backend;
+	__be16 port;
+	__u16 pad;		/* zero */
+};
+_Static_assert(sizeof(struct member_key) == 24, "ABI");
+
+/* What a UDP socket asked for and which backend it got. Empty when vip_port is
+ * 0, which no frontend that translates has.
+ */
+struct origin_entry {
+	struct addr vip;
+	struct addr backend;
+	__be16 vip_port;
+	__be16 backend_port;
+	__u32 service_id;
+	__u32 generation;	/* of the range the backend was chosen from */
+	__u32 last_sec;		/* last send, CLOCK_MONOTONIC seconds */
+};
+_Static_assert(sizeof(struct origin_entry) == 48, "ABI");
+
+#define ORIGIN_SENT 4
+
+/* All that a UDP socket remembers. */
+struct origin {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	struct origin_entry connected;
+	struct origin_entry sent[ORIGIN_SENT];
+};
+_Static_assert(sizeof(struct origin) == 8 + 48 * (1 + ORIGIN_SENT), "ABI");
+
+/* Which of an origin entry's two addresses an overflow key holds. */
+enum overflow_side {
+	OVERFLOW_BY_VIP = 1,	/* where did this socket's datagrams go? */
+	OVERFLOW_BY_BACKEND = 2, /* for what does this backend answer? */
+};
+
+/* The place for what does not fit into the socket's storage. */
+struct overflow_key {
+	__u64 cookie;		/* of the socket */
+	struct addr addr;
+	__be16 port;
+	__u16 pad;		/* zero */
+	enum overflow_side side;
+};
+_Static_assert(sizeof(struct overflow_key) == 32, "ABI");
+
+/* Written by programs, read by programs; survives the agent. */
+struct control {
+	__u32 overflowed;	/* 1 once origins_overflow has been used */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct control) == 8, "ABI");
+
+/*
+ * What a TCP socket dialled. Lossy: the place is the socket's cookie modulo the
+ * size of the array, and a later socket may take it.
+ */
+struct peer {
+	__u64 cookie;		/* 0 empty, PEER_BUSY being written */
+	struct addr vip;
+	struct addr backend;
+	__be16 vip_port;
+	__be16 backend_port;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct peer) == 48, "ABI");
+
+/* No socket has this cookie: the kernel counts up from 1. */
+#define PEER_BUSY (~0ULL)
+
+/* What was decided about a connection. Each has its line in README.md. */
+enum verdict {
+	VERDICT_PASS = 0,
+	VERDICT_TRANSLATE = 1,
+	VERDICT_NO_BACKEND = 2,
+	VERDICT_NO_PORT = 3,
+};
+#define VERDICTS 4
+
+/*
+ * One counter for every outcome. The first three groups are a hook's base plus
+ * the verdict.
+ */
+enum counter {
+	COUNTER_CONNECT_TCP_PASS = 0,
+	COUNTER_CONNECT_TCP_TRANSLATE,
+	COUNTER_CONNECT_TCP_NO_BACKEND,
+	COUNTER_CONNECT_TCP_NO_PORT,
+	COUNTER_CONNECT_UDP_PASS,
+	COUNTER_CONNECT_UDP_TRANSLATE,
+	COUNTER_CONNECT_UDP_NO_BACKEND,
+	COUNTER_CONNECT_UDP_NO_PORT,
+	COUNTER_SEND_UDP_PASS,
+	COUNTER_SEND_UDP_TRANSLATE,
+	COUNTER_SEND_UDP_NO_BACKEND,
+	COUNTER_SEND_UDP_NO_PORT,
+	COUNTER_SEND_UDP_KEPT,		/* translated to the remembered backend */
+	COUNTER_ORIGIN_OVERFLOW,	/* remembered in origins_overflow instead */
+	COUNTER_ORIGIN_LOST,		/* could not be remembered anywhere */
+	COUNTER_PEER_LOST,		/* TCP: the place was being written */
+};
+#define COUNTERS 16
+_Static_assert(COUNTER_CONNECT_UDP_PASS == COUNTER_CONNECT_TCP_PASS + VERDICTS, "base");
+_Static_assert(COUNTER_SEND_UDP_PASS == COUNTER_CONNECT_UDP_PASS + VERDICTS, "base");
+_Static_assert(COUNTER_SEND_UDP_KEPT == COUNTER_SEND_UDP_PASS + VERDICTS, "base");
+_Static_assert(COUNTERS == COUNTER_PEER_LOST + 1, "size of the map");
+
+/* What only people read: the name behind a service ID. Strings end in a zero. */
+#define NAME_LEN 64
+
+struct service_name {
+	__u8 namespace[NAME_LEN];
+	__u8 name[NAME_LEN];
+	__u8 port[NAME_LEN];
+	__u8 proto;		/* IPPROTO_* */
+	__u8 family;		/* 4 or 6 */
+	__u8 pad[2];
+};
+_Static_assert(sizeof(struct service_name) == 196, "ABI");
+
+struct object_name {
+	__u8 namespace[NAME_LEN];
+	__u8 name[NAME_LEN];
+};
+
+/* Why a Service could not be programmed. */
+#define PROBLEM_LEN 256
+
+struct problem {
+	__u8 text[PROBLEM_LEN];
+};
+
+/* What the agent leaves for fairlead status. */
+struct agent_state {
+	__s64 started;		/* Unix time, ns */
+	__s64 synced;		/* last time the tables were as wanted, Unix time, ns */
+	__u64 cgroup_id;	/* inode of the cgroup the hooks are on */
+	__u32 pid;		/* in the agent's PID namespace */
+	__u32 pad;
+	__u8 version[NAME_LEN];
+};
+_Static_assert(sizeof(struct agent_state) == 96, "ABI");
+
+/*
+ * What the iterators write: one record for each socket. Not pinned anywhere,
+ * agent and programs always come from one build.
+ */
+struct origin_record {
+	__u32 netns;		/* inode of the socket's network namespace */
+	__u32 stale;		/* 1: connected to a backend that has gone */
+	__u32 services[1 + ORIGIN_SENT]; /* service IDs the socket remembers, or 0 */
+};
+
+enum udp_reason {
+	UDP_BACKEND_GONE = 1,
+	UDP_BACKEND_CAME = 2,
+};
+
+struct udp_record {
+	__u64 cookie;
+	struct addr local;
+	struct addr remote;
+	__be16 local_port;
+	__be16 remote_port;
+	__u32 ifindex;		/* the device the socket is bound to, or 0 */
+	__u8 family;		/* AF_INET or AF_INET6, of the socket */
+	__u8 destroyed;		/* 1: the program has ended it itself */
+	__u8 pad[2];
+	enum udp_reason reason;
+};
+
+/* Types that no map holds reach BTF, and so the generated Go, through here. */
+struct exported_types {
+	struct origin_record origin_record;
+	struct udp_record udp_record;
+	enum counter counter;
+	enum verdict verdict;
+};
