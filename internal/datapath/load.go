@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
+)
+
+// ABI is the version of the maps' layout, bpf/types.h and bpf/maps.h. It is part
+// of the pin directory's name, so a build never touches maps it does not know.
+const ABI = 1
+
+// Sizes are the capacities of the maps, in rows. A zero keeps the default of
+// bpf/maps.h.
+type Sizes struct {
+	Frontends uint32 // addresses and ports clients dial, one more for each ClusterIP
+	Services  uint32 // service ports in one family, and one
+	Slots     uint32 // backends of all services, twice over while they change
+	Members   uint32 // backends of UDP services
+	Peers     uint32 // TCP sockets that getpeername is right for; a power of two
+}
+
+// Config says what Open loads.
+type Config struct {
+	// Root is the directory on a BPF file system below which everything is
+	// pinned. It is created if its parent exists.
+	Root  string
+	Sizes Sizes
+	// CgroupID is the inode of the cgroup that the hooks will be on.
+	CgroupID uint64
+}
+
+// Datapath is the agent's hold on the kernel: the tables and the programs. Close
+// leaves everything that is pinned in place.
+type Datapath struct {
+	*Tables
+	// Resized names the maps whose pinned size differs from the one asked for
+	// and stays.
+	Resized []string
+	// NoIterators says why stale UDP sockets cannot be found on this kernel;
+	// nil where they can.
+	NoIterators error
+
+	root      string
+	programs  map[string]*ebpf.Program
+	iterators map[string]*ebpf.Program
+	lock      *os.File
+}
+
+// ErrNotBPFFS says that a root is not on a BPF file system.
+var ErrNotBPFFS = errors.New("not on a BPF file system (mount one: mount -t bpf bpf /sys/fs/bpf)")
+
+// ErrNoDatapath says that nothing of this ABI is pinned below a root.
+var ErrNoDatapath = errors.New("no fairlead datapath is pinned there")
+
+func versionDir(root string) string { return filepath.Join(root, "v"+strconv.Itoa(ABI)) }
+
+// LinkPath returns where the link of a hook is pinned.
+func LinkPath(root, hook string) string { return filepath.Join(versionDir(root), "links", hook) }
+
+// Open creates the maps below cfg.Root or takes up those that are pinned there,
+// and loads the programs with them. It fails with one line that says what is
+// missing: a privilege, a BPF file system, a kernel feature; and when another
+// agent holds the same root. The caller closes the Datapath.
+func Open(cfg Config) (*Datapath, error) {
+	if err := checkRoot(cfg.Root); err != nil {
+		return nil, err
+	}
+	lock, err := lockRoot(cfg.Root)
+	if err != nil {
+		return nil, err
+	}
+	d, err := open(cfg)
+	if err != nil {
+		_ = lock.Close()
+		return nil, explainLoad(err)
+	}
+	d.lock = lock
+	return d, nil
+}
+
+func open(cfg Config) (*Datapath, error) {
+	// Before Linux 5.11 maps count against the memory lock limit.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("raise the memory lock limit: %w", err)
+	}
+	for _, dir := range []string{"maps", "links"} {
+		if err := os.MkdirAll(filepath.Join(versionDir(cfg.Root), dir), 0o700); err != nil {
+			return nil, fmt.Errorf("create pin directory: %w", err)
+		}
+	}
+	spec, resized, err := buildSpec(cfg)
+	if err != nil {
+		return nil, err
+	}
+	hooks, iterators := spec.Copy(), spec
+	for name, prog := range spec.Programs {
+		if prog.Type == ebpf.Tracing {
+			delete(hooks.Programs, name)
+		} else {
+			delete(iterators.Programs, name)
+		}
+	}
+	coll, err := loadPinned(hooks, cfg.Root)
+	if err != nil {
+		return nil, err
+	}
+	d := &Datapath{Resized: resized, root: cfg.Root, programs: coll.Programs}
+	if d.Tables, err = newTables(coll.Maps, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		coll.Close()
+		return nil, err
+	}
+	// The maps are pinned by now: the second collection takes up the same ones.
+	more, err := loadPinned(iterators, cfg.Root)
+	if err != nil {
+		d.NoIterators = err
+		return d, nil
+	}
+	d.iterators = more.Programs
+	for _, m := range more.Maps {
+		_ = m.Close()
+	}
+	return d, nil
+}
+
+// buildSpec reads the embedded object and sets sizes, options and pins.
+func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err error) {
+	if cfg.Sizes.Slots > lb.MaxSlots {
+		return nil, nil, fmt.Errorf("%d slots are too many: a service's range can name %d", cfg.Sizes.Slots, lb.MaxSlots)
+	}
+	if spec, err = loadBpf(); err != nil {
+		return nil, nil, err
+	}
+	for name, size := range map[string]uint32{
+		bpfMapFrontends: cfg.Sizes.Frontends,
+		bpfMapServices:  cfg.Sizes.Services,
+		bpfMapNames:     cfg.Sizes.Services,
+		bpfMapSlots:     cfg.Sizes.Slots,
+		bpfMapMembers:   cfg.Sizes.Members,
+		bpfMapPeers:     cfg.Sizes.Peers,
+	} {
+		if size != 0 {
+			spec.Maps[name].MaxEntries = size
+		}
+	}
+	for name, m := range spec.Maps {
+		if name[0] == '.' {
+			continue
+		}
+		m.Pinning = ebpf.PinByName
+		changed, err := keepPinnedSize(cfg.Root, m)
+		if err != nil {
+			return nil, nil, err
+		}
+		if changed {
+			resized = append(resized, name)
+		}
+	}
+	err = errors.Join(
+		spec.Variables[bpfVarPeersMask].Set(spec.Maps[bpfMapPeers].MaxEntries-1),
+		spec.Variables[bpfVarCgroupId].Set(cfg.CgroupID),
+	)
+	return spec, resized, err
+}
+
+// keepPinnedSize makes the spec as large as the map that is pinned, if one is:
+// running with another size than asked for beats losing what the map holds.
+func keepPinnedSize(root string, spec *ebpf.MapSpec) (changed bool, err error) {
+	m, err := ebpf.LoadPinnedMap(mapPath(root, spec.Name), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open pinned map %s: %w", spec.Name, err)
+	}
+	defer m.Close()
+	if m.MaxEntries() == spec.MaxEntries {
+		return false, nil
+	}
+	spec.MaxEntries = m.MaxEntries()
+	return true, nil
+}
+
+func loadPinned(spec *ebpf.CollectionSpec, root string) (*ebpf.Collection, error) {
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+		Maps: ebpf.MapOptions{PinPath: filepath.Join(versionDir(root), "maps")},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load BPF maps and programs: %w", err)
+	}
+	return coll, nil
+}
+
+// explainLoad adds what a failed load most likely means. It looks at the kernel
+// only now, to explain and not to guess.
+func explainLoad(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w (run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)", err)
+	case errors.Is(err, ebpf.ErrMapIncompatible):
+		return fmt.Errorf("%w (another program owns this pin; run fairlead cleanup or choose another --bpf-root)", err)
+	case errors.Is(features.HaveProgramType(ebpf.CGroupSockAddr), ebpf.ErrNotSupported):
+		return fmt.Errorf("%w (this kernel has no cgroup/sock_addr programs; CONFIG_CGROUP_BPF is needed)", err)
+	case errors.Is(features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval), ebpf.ErrNotSupported):
+		return fmt.Errorf("%w (this kernel lacks bpf_set_retval; Linux 5.18 or newer is needed)", err)
+	case errors.Is(features.HaveMapType(ebpf.SkStorage), ebpf.ErrNotSupported):
+		return fmt.Errorf("%w (this kernel lacks socket storage maps; Linux 5.18 or newer with BTF is needed)", err)
+	}
+	return err
+}
+
+// Program returns a loaded program by its name in bpf/datapath.bpf.c, such as
+// "sock_connect4", or nil. It stays the Datapath's.
+func (d *Datapath) Program(name string) *ebpf.Program { return d.programs[name] }
+
+// Root returns the directory that everything is pinned below.
+func (d *Datapath) Root() string { return d.root }
+
+// Close lets go of maps and programs. What is pinned goes on working.
+func (d *Datapath) Close() error {
+	d.unmap()
+	var errs []error
+	for _, m := range d.maps {
+		errs = append(errs, m.Close())
+	}
+	for _, set := range []map[string]*ebpf.Program{d.programs, d.iterators} {
+		for _, p := range set {
+			errs = append(errs, p.Close())
+		}
+	}
+	return errors.Join(append(errs, d.lock.Close())...)
+}
+
+// checkRoot makes the root directory and tells whether it can hold pins.
+func checkRoot(root string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(root), &st); err != nil {
+		return fmt.Errorf("bpf root %s: its parent directory: %w", root, err)
+	}
+	if st.Type != unix.BPF_FS_MAGIC {
+		// The root may itself be where the file system is mounted.
+		if err := unix.Statfs(root, &st); err != nil || st.Type != unix.BPF_FS_MAGIC {
+			return fmt.Errorf("bpf root %s: %w", root, ErrNotBPFFS)
+		}
+	}
+	if err := os.Mkdir(root, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("bpf root: %w", err)
+	}
+	return nil
+}
+
+// lockRoot makes sure that one agent at a time writes below root. The kernel
+// lets go of the lock when the process ends, however it ends.
+func lockRoot(root string) (*os.File, error) {
+	dir, err := os.Open(root)
+	if err != nil {
+		return nil, fmt.Errorf("open bpf root: %w", err)
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = dir.Close()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock bpf root %s: %w", root, err)
+		}
+		return nil, fmt.Errorf("bpf root %s: another fairlead agent%s is using it; stop that one or choose another --bpf-root",
+			root, holder(root))
+	}
+	return dir, nil
+}
+
+// holder names the process that the agent state speaks of, if it can be read.
+func holder(root string) string {
+	view, err := OpenView(root)
+	if err != nil {
+		return ""
+	}
+	defer view.Close()
+	state, err := view.AgentState()
+	if err != nil || state.PID == 0 {
+		return ""
+	}
+	return " (pid " + strconv.Itoa(state.PID) + ")"
+}
+
+// Locked tells whether an agent is running on root.
+func Locked(root string) (bool, error) {
+	dir, err := os.Open(root)
+	if err != nil {
+		return false, fmt.Errorf("open bpf root: %w", err)
+	}
+	defer dir.Close()
+	err = unix.Flock(int(dir.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	return false, err
+}
+
+// Remove unpins all maps of this ABI and removes the directories. Links must be
+// gone before, or programs go on with maps nobody can reach. It is no error when
+// there is nothing. It fails while an agent runs on root.
+func Remove(root string) error {
+	running, err := Locked(root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if running {
+		return fmt.Errorf("bpf root %s: a fairlead agent%s is running; stop it first", root, holder(root))
+	}
+	if err := os.RemoveAll(versionDir(root)); err != nil {
+		return fmt.Errorf("remove pins: %w", err)
+	}
+	// Another version's directory may be there; then the root stays.
+	if err := os.Remove(root); err != nil && !errors.Is(err, unix.ENOTEMPTY) &&
+		!errors.Is(err, unix.EBUSY) && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove bpf root: %w", err)
+	}
+	return nil
+}

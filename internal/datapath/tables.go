@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
+)
+
+// Tables reads and writes the rows of package lb in the kernel's maps. Writing
+// is for one goroutine, and only on Tables that Open made; counting and reading
+// are safe from any.
+type Tables struct {
+	maps     map[string]*ebpf.Map
+	services []byte // mapped, one 64-bit word for each service ID
+	slots    []byte // mapped, one bpfSlot for each slot
+	writes   map[string]*atomic.Uint64
+}
+
+// Names of the tables that hold rows of lb.Tables, as in /metrics and errors.
+var tableNames = []string{
+	bpfMapFrontends, bpfMapServices, bpfMapSlots, bpfMapMembers, bpfMapNames, bpfMapProblems,
+}
+
+// newTables maps services and slots into memory. The maps stay the caller's.
+func newTables(maps map[string]*ebpf.Map, prot int) (*Tables, error) {
+	t := &Tables{maps: maps, writes: make(map[string]*atomic.Uint64, len(tableNames))}
+	for _, name := range tableNames {
+		t.writes[name] = new(atomic.Uint64)
+	}
+	var err error
+	if t.services, err = mapMemory(maps[bpfMapServices], prot); err != nil {
+		return nil, err
+	}
+	if t.slots, err = mapMemory(maps[bpfMapSlots], prot); err != nil {
+		t.unmap()
+		return nil, err
+	}
+	return t, nil
+}
+
+func mapMemory(m *ebpf.Map, prot int) ([]byte, error) {
+	page := os.Getpagesize()
+	size := (int(m.MaxEntries())*int(m.ValueSize()) + page - 1) / page * page
+	mem, err := unix.Mmap(m.FD(), 0, size, prot, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %s into memory: %w", m, err)
+	}
+	return mem, nil
+}
+
+// unmap gives back the mapped memory; the Tables must not be used afterwards.
+func (t *Tables) unmap() {
+	for _, mem := range [][]byte{t.services, t.slots} {
+		if mem != nil {
+			// Fails only for memory that is not mapped.
+			_ = unix.Munmap(mem)
+		}
+	}
+	t.services, t.slots = nil, nil
+}
+
+// Writes returns how many rows were written or deleted so far, by table.
+func (t *Tables) Writes() map[string]uint64 {
+	out := make(map[string]uint64, len(t.writes))
+	for name, n := range t.writes {
+		out[name] = n.Load()
+	}
+	return out
+}
+
+// Limits returns how many service IDs (ID 0 included) and slots there are.
+func (t *Tables) Limits() (services, slots int) {
+	return int(t.maps[bpfMapServices].MaxEntries()), int(t.maps[bpfMapSlots].MaxEntries())
+}
+
+// SetFrontend inserts or replaces a row. Replacing is one step for a reader, but
+// the row it may still be reading is recycled by the next insertion or
+// replacement: call WaitReaders before that.
+func (t *Tables) SetFrontend(k lb.FrontendKey, f lb.Frontend) error {
+	key, value := encodeFrontendKey(k), encodeFrontend(f)
+	return t.put(bpfMapFrontends, k, &key, &value)
+}
+
+// DeleteFrontend removes a row; it is no error when there is none.
+func (t *Tables) DeleteFrontend(k lb.FrontendKey) error {
+	key := encodeFrontendKey(k)
+	return t.remove(bpfMapFrontends, k, &key)
+}
+
+// SetService stores a service's range in one atomic step, after everything
+// SetSlots has written before.
+func (t *Tables) SetService(id lb.ServiceID, r lb.Range) error {
+	if int(id)*8+8 > len(t.services) {
+		return fmt.Errorf("service ID %d is outside the services map", id)
+	}
+	atomic.StoreUint64((*uint64)(unsafe.Pointer(&t.services[int(id)*8])), encodeRange(r))
+	t.writes[bpfMapServices].Add(1)
+	return nil
+}
+
+// SetSlots writes backends into consecutive slots. No reader may be led to them
+// before SetService.
+func (t *Tables) SetSlots(base uint32, backends []lb.Backend) error {
+	const size = int(unsafe.Sizeof(bpfSlot{}))
+	if (int(base)+len(backends))*size > len(t.slots) {
+		return fmt.Errorf("slots %d to %d are outside the slots map", base, int(base)+len(backends)-1)
+	}
+	for i, b := range backends {
+		at := (int(base) + i) * size
+		*(*bpfSlot)(unsafe.Pointer(&t.slots[at])) = encodeSlot(b)
+	}
+	t.writes[bpfMapSlots].Add(uint64(len(backends)))
+	return nil
+}
+
+// SetMember inserts a row; it is no error when it is there.
+func (t *Tables) SetMember(m lb.Member) error {
+	key, value := encodeMember(m), uint8(1)
+	return t.put(bpfMapMembers, m.Backend, &key, &value)
+}
+
+// DeleteMember removes a row; it is no error when there is none.
+func (t *Tables) DeleteMember(m lb.Member) error {
+	key := encodeMember(m)
+	return t.remove(bpfMapMembers, m.Backend, &key)
+}
+
+// SetName records which service port a service ID stands for.
+func (t *Tables) SetName(id lb.ServiceID, s lb.ServicePort) error {
+	value, err := encodeServiceName(s)
+	if err != nil {
+		return fmt.Errorf("name of service %v: %w", s, err)
+	}
+	key := uint32(id)
+	return t.put(bpfMapNames, s, &key, &value)
+}
+
+// DeleteName removes a name; it is no error when there is none.
+func (t *Tables) DeleteName(id lb.ServiceID) error {
+	key := uint32(id)
+	return t.remove(bpfMapNames, id, &key)
+}
+
+// SetProblem records why a Service is not programmed as it should be.
+func (t *Tables) SetProblem(name lb.Name, p lb.Problem) error {
+	key, err := encodeObjectName(name)
+	if err != nil {
+		return fmt.Errorf("problem of service %v: %w", name, err)
+	}
+	value := encodeProblem(p)
+	return t.put(bpfMapProblems, name, &key, &value)
+}
+
+// DeleteProblem removes a problem; it is no error when there is none.
+func (t *Tables) DeleteProblem(name lb.Name) error {
+	key, err := encodeObjectName(name)
+	if err != nil {
+		return nil // such a row cannot have been written
+	}
+	return t.remove(bpfMapProblems, name, &key)
+}
+
+// readersWait is the grace period where the kernel offers none: a program runs
+// for microseconds.
+const readersWait = time.Second
+
+// From linux/membarrier.h.
+const membarrierGlobal = 1
+
+// WaitReaders returns when every program that was running at the time of the
+// call has ended.
+func (t *Tables) WaitReaders() error {
+	// Programs run inside RCU read-side sections, and this is synchronize_rcu
+	// (Linux 4.3). A kernel booted with nohz_full refuses it.
+	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
+	if errno != 0 {
+		time.Sleep(readersWait)
+	}
+	return nil
+}
+
+func (t *Tables) put(table string, subject fmt.Stringer, key, value any) error {
+	m := t.maps[table]
+	if err := m.Update(key, value, ebpf.UpdateAny); err != nil {
+		if errors.Is(err, unix.E2BIG) {
+			return fmt.Errorf("update %s %v: %w (the map is full at %d rows; raise --max-%s)",
+				table, subject, err, m.MaxEntries(), table)
+		}
+		return fmt.Errorf("update %s %v: %w", table, subject, err)
+	}
+	t.writes[table].Add(1)
+	return nil
+}
+
+func (t *Tables) remove(table string, subject any, key any) error {
+	switch err := t.maps[table].Delete(key); {
+	case err == nil:
+		t.writes[table].Add(1)
+		return nil
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return nil
+	default:
+		return fmt.Errorf("delete %s %v: %w", table, subject, err)
+	}
+}
+
+// Load reads all rows. Slots are read where a service's range leads, services
+// where a name or a frontend does or the word is not zero. It can be called
+// while another process writes; rows may then be from before or after.
+func (t *Tables) Load() (lb.Tables, error) {
+	out := lb.NewTables()
+	err := errors.Join(
+		each(t.maps[bpfMapFrontends], func(k *bpfFrontendKey, v *bpfFrontend) {
+			out.Frontends[decodeFrontendKey(*k)] = decodeFrontend(*v)
+		}),
+		each(t.maps[bpfMapNames], func(k *uint32, v *bpfServiceName) {
+			out.Names[lb.ServiceID(*k)] = decodeServiceName(v)
+		}),
+		each(t.maps[bpfMapMembers], func(k *bpfMemberKey, _ *uint8) {
+			out.Members[decodeMember(*k)] = struct{}{}
+		}),
+		each(t.maps[bpfMapProblems], func(k *bpfObjectName, v *bpfProblem) {
+			out.Problems[decodeObjectName(k)] = lb.Problem(decodeString(v.Text[:]))
+		}),
+	)
+	if err != nil {
+		return out, err
+	}
+	for id := range int(t.maps[bpfMapServices].MaxEntries()) {
+		word := atomic.LoadUint64((*uint64)(unsafe.Pointer(&t.services[id*8])))
+		if _, named := out.Names[lb.ServiceID(id)]; word == 0 && !named {
+			continue
+		}
+		r := decodeRange(word)
+		out.Services[lb.ServiceID(id)] = r
+		t.loadSlots(out.Slots, r)
+	}
+	return out, nil
+}
+
+func (t *Tables) loadSlots(slots map[uint32]lb.Backend, r lb.Range) {
+	const size = int(unsafe.Sizeof(bpfSlot{}))
+	for i := r.Base; i < r.Base+uint32(r.Count); i++ {
+		if (int(i)+1)*size > len(t.slots) {
+			return
+		}
+		slot := *(*bpfSlot)(unsafe.Pointer(&t.slots[int(i)*size]))
+		if slot.Port != 0 {
+			slots[i] = decodeSlot(slot)
+		}
+	}
+}
+
+// each calls f for every row of a hash map, many rows in one system call.
+func each[K, V any](m *ebpf.Map, f func(*K, *V)) error {
+	// A batch must hold the longest chain of a bucket.
+	const batch = 1024
+	keys, values := make([]K, batch), make([]V, batch)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("read map %s: %w", m, err)
+		}
+		for i := range n {
+			f(&keys[i], &values[i])
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+func mapPath(root, name string) string { return filepath.Join(versionDir(root), "maps", name) }
