@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package reflector
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fairlead-lb/fairlead/internal/logfield"
+)
+
+// contact follows whether the API server answers for one resource. It logs the
+// first failure of a row and the recovery, not what lies between.
+type contact struct {
+	log      *zap.Logger
+	server   string
+	resource string
+	tell     func(resource string, err error) // nil when nobody wants to know
+
+	mu    sync.Mutex
+	since time.Time // of the first failure; zero while the server answers
+}
+
+// outcome takes note of how a request ended: err is nil or why it failed.
+// Failures that are part of the protocol, or of our own stopping, are none.
+func (c *contact) outcome(ctx context.Context, err error) {
+	if ctx.Err() != nil || isProtocol(err) {
+		return
+	}
+	if c.tell != nil {
+		c.tell(c.resource, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case err != nil && c.since.IsZero():
+		c.since = time.Now()
+		c.log.Warn("api server does not answer: going on with what it said last",
+			logfield.Server(c.server), logfield.Resource(c.resource), logfield.Error(cause(err)))
+	case err == nil && !c.since.IsZero():
+		c.log.Info("api server answers again",
+			logfield.Server(c.server), logfield.Resource(c.resource), logfield.Took(time.Since(c.since)))
+		c.since = time.Time{}
+	}
+}
+
+// isProtocol tells whether err is an answer that the Reflector deals with by
+// asking differently: a resource version that is too old or too new, or a
+// server that cannot stream its lists.
+func isProtocol(err error) bool {
+	return apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.IsInvalid(err) ||
+		apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge)
+}

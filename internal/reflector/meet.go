@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package reflector
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+)
+
+// How long the server is given at the start.
+const (
+	startTimeout = 10 * time.Second
+	tryTimeout   = 3 * time.Second
+	tryPause     = 500 * time.Millisecond
+)
+
+// meet returns nil once the server has let us list and watch every resource.
+// A server that does not answer is tried again for startTimeout; one that
+// refuses us is not. The error says in one line what is wrong and what to do.
+func (k *kubernetes) meet(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for _, r := range k.resources {
+		for {
+			verb, err := try(ctx, r)
+			if err == nil {
+				break
+			}
+			if isFinal(err) {
+				return k.explain(verb, r, err)
+			}
+			select {
+			case <-ctx.Done():
+				return k.explain(verb, r, err)
+			case <-time.After(tryPause):
+			}
+		}
+	}
+	return nil
+}
+
+// try lists one object of r and opens a watch, since a role may allow the one
+// and not the other. verb is the one that failed.
+func try(ctx context.Context, r resource) (verb string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	list, err := r.client.ListWithContext(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil {
+		return "list", err
+	}
+	m, err := meta.ListAccessor(list)
+	if err != nil {
+		return "list", err
+	}
+	w, err := r.client.WatchWithContext(ctx, metav1.ListOptions{
+		ResourceVersion: m.GetResourceVersion(),
+		TimeoutSeconds:  new(int64(1)),
+	})
+	if err != nil {
+		return "watch", err
+	}
+	w.Stop()
+	return "", nil
+}
+
+// isFinal tells whether asking again within seconds is useless.
+func isFinal(err error) bool {
+	return isCertificate(err) || errors.Is(err, http.ErrSchemeMismatch) || apierrors.IsBadRequest(err) ||
+		apierrors.IsUnauthorized(err) || apierrors.IsForbidden(err) || apierrors.IsNotFound(err)
+}
+
+// explain adds to err what it is about and the likely remedy.
+func (k *kubernetes) explain(verb string, r resource, err error) error {
+	host, origin := k.server.config.Host, k.server.origin
+	var remedy string
+	switch {
+	case isCertificate(err):
+		remedy = "the CA or the server name does not match: check the certificate-authority in " + origin
+	case errors.Is(err, http.ErrSchemeMismatch):
+		remedy = "the address needs http:// in place of https://"
+	case apierrors.IsBadRequest(err):
+		remedy = "the address may need https:// in place of http://"
+	case apierrors.IsUnauthorized(err):
+		remedy = "it does not accept the credentials: renew those in " + origin
+	case apierrors.IsForbidden(err):
+		remedy = "bind a role that may list and watch services and endpointslices.discovery.k8s.io"
+	case apierrors.IsNotFound(err):
+		remedy = "this is no API server of Kubernetes 1.21 or later: check the address"
+	case utilnet.IsConnectionRefused(err):
+		remedy = "nothing listens there: start the API server, or correct the address in " + origin + " or --api-server"
+	case isTimeout(err):
+		remedy = "no answer: check the address in " + origin + " or --api-server, routes and firewalls"
+	default:
+		remedy = "check the address in " + origin + " or --api-server"
+	}
+	return fmt.Errorf("%s %s at API server %s: %w (%s)", verb, r.name, host, cause(err), remedy)
+}
+
+func isCertificate(err error) bool {
+	var verification *tls.CertificateVerificationError
+	var authority x509.UnknownAuthorityError
+	var name x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	return errors.As(err, &verification) || errors.As(err, &authority) ||
+		errors.As(err, &name) || errors.As(err, &invalid)
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// cause strips the request's long URL from an error of the HTTP client, and
+// puts what is left on one line. It still wraps err.
+func cause(err error) error {
+	var request *url.Error
+	if errors.As(err, &request) {
+		err = request.Err
+	}
+	if !strings.Contains(err.Error(), "\n") {
+		return err
+	}
+	return oneLine{err}
+}
+
+// oneLine is an error whose text has its line breaks removed.
+type oneLine struct{ error }
+
+func (e oneLine) Error() string { return strings.Join(strings.Fields(e.error.Error()), " ") }
+func (e oneLine) Unwrap() error { return e.error }

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package reflector
+
+import (
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// server is an API server and how to reach it.
+type server struct {
+	config *rest.Config
+	origin string // where address and credentials come from, for error messages
+}
+
+// newServer finds the server that o describes.
+func newServer(o KubernetesOptions) (server, error) {
+	s, err := configured(o)
+	if err != nil {
+		return server{}, err
+	}
+	if o.APIServer != "" {
+		s.config.Host = o.APIServer
+	}
+	s.config.UserAgent = "fairlead/" + o.Version
+	s.config.ContentType = runtime.ContentTypeProtobuf
+	s.config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	return s, nil
+}
+
+func configured(o KubernetesOptions) (server, error) {
+	if o.Kubeconfig != "" {
+		return fromKubeconfig(o.Kubeconfig)
+	}
+	config, err := rest.InClusterConfig()
+	switch {
+	case err == nil:
+		return server{config, "the service account of this pod"}, nil
+	case errors.Is(err, rest.ErrNotInCluster) && o.APIServer != "":
+		return server{&rest.Config{}, "--api-server, without credentials"}, nil
+	case errors.Is(err, rest.ErrNotInCluster):
+		return server{}, errors.New("no API server to watch: not running in a pod and no kubeconfig given " +
+			"(pass --kubeconfig PATH, or --source file:DIR to do without a server)")
+	default:
+		return server{}, fmt.Errorf("use the service account of this pod: %w "+
+			"(set automountServiceAccountToken: true or pass --kubeconfig PATH)", err)
+	}
+}
+
+// fromKubeconfig takes the current context of a kubeconfig file.
+func fromKubeconfig(path string) (server, error) {
+	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: path}
+	file, err := rules.Load()
+	if err != nil {
+		return server{}, fmt.Errorf("read kubeconfig %s: %w (check --kubeconfig)", path, cause(err))
+	}
+	if file.CurrentContext == "" {
+		return server{}, fmt.Errorf("kubeconfig %s has no current-context "+
+			"(set one: kubectl --kubeconfig %s config use-context NAME)", path, path)
+	}
+	origin := fmt.Sprintf("context %q of kubeconfig %s", file.CurrentContext, path)
+	config, err := clientcmd.NewNonInteractiveClientConfig(
+		*file, file.CurrentContext, &clientcmd.ConfigOverrides{}, rules).ClientConfig()
+	if err != nil {
+		return server{}, fmt.Errorf("use %s: %w", origin, cause(err))
+	}
+	return server{config, origin}, nil
+}
+
+// clients returns clients for the two API groups we read. They know the types
+// of these groups only: the scheme of client-go's clientset would cost every
+// node the memory of all others.
+func (s server) clients() (core, discovery rest.Interface, err error) {
+	scheme := runtime.NewScheme()
+	if err := errors.Join(corev1.AddToScheme(scheme), discoveryv1.AddToScheme(scheme)); err != nil {
+		return nil, nil, fmt.Errorf("build scheme: %w", err)
+	}
+	codecs := serializer.NewCodecFactory(scheme)
+	// One HTTP client, so that both share a connection.
+	transport, err := rest.HTTPClientFor(s.config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("use %s: %w", s.origin, cause(err))
+	}
+	client := func(path string, group schema.GroupVersion) (rest.Interface, error) {
+		config := rest.CopyConfig(s.config)
+		config.APIPath = path
+		config.GroupVersion = &group
+		config.NegotiatedSerializer = codecs.WithoutConversion()
+		client, err := rest.RESTClientForConfigAndClient(config, transport)
+		if err != nil {
+			return nil, fmt.Errorf("use API server %q from %s: %w", s.config.Host, s.origin, cause(err))
+		}
+		return client, nil
+	}
+	if core, err = client("/api", corev1.SchemeGroupVersion); err != nil {
+		return nil, nil, err
+	}
+	if discovery, err = client("/apis", discoveryv1.SchemeGroupVersion); err != nil {
+		return nil, nil, err
+	}
+	return core, discovery, nil
+}
