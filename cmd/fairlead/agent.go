@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package main
+
+import (
+	"fmt"
+	"math/bits"
+	"os"
+	"os/signal"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead-lb/fairlead/internal/agent"
+	"github.com/fairlead-lb/fairlead/internal/datapath"
+	"github.com/fairlead-lb/fairlead/internal/reflector"
+)
+
+// defaultBPFRoot is where maps and links are pinned.
+const defaultBPFRoot = "/sys/fs/bpf/fairlead"
+
+// agentFlags are the flags of fairlead agent.
+type agentFlags struct {
+	kubeconfig, apiServer, source, nodeName string
+	serviceProxyName                        string
+	cgroupRoot, bpfRoot                     string
+	healthz, metrics                        string
+	logLevel, logFormat                     string
+	sizes                                   datapath.Sizes
+}
+
+func newAgentCommand() *cobra.Command {
+	var f agentFlags
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Serve this node: watch Services and keep the kernel's tables",
+		Long: `Serve this node: watch Services and EndpointSlices and keep the kernel's tables.
+
+The agent stays in the foreground and is ready when /healthz says 200. When it
+stops, however it stops, connections and new connections go on being served with
+what the kernel holds; "fairlead cleanup" removes that.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runAgent(cmd, f) },
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig `FILE` (default: the pod's own credentials)")
+	fs.StringVar(&f.apiServer, "api-server", "", "`URL` of the API server, in place of the one the kubeconfig or the pod's environment names")
+	fs.StringVar(&f.source, "source", "kubernetes", "where Services come from: kubernetes, or file:`DIR` with YAML manifests")
+	fs.StringVar(&f.nodeName, "node-name", "", "name of this node (default: $NODE_NAME, then the host name)")
+	fs.StringVar(&f.serviceProxyName, "service-proxy-name", "", "serve Services labelled service.kubernetes.io/service-proxy-name=`NAME`, too")
+	fs.StringVar(&f.cgroupRoot, "cgroup-root", "", "cgroup2 `DIR` whose processes are served (default: the node's root)")
+	fs.StringVar(&f.bpfRoot, "bpf-root", defaultBPFRoot, "`DIR` on a BPF file system to pin maps and links below")
+	fs.StringVar(&f.healthz, "healthz-bind-address", "0.0.0.0:10256", "`ADDRESS` of /healthz and /livez; empty for none")
+	fs.StringVar(&f.metrics, "metrics-bind-address", "127.0.0.1:10249", "`ADDRESS` of /metrics and /proxyMode; empty for none")
+	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	fs.StringVar(&f.logFormat, "log-format", "json", "json or console")
+	fs.Uint32Var(&f.sizes.Frontends, "max-frontends", 131072, "rows for addresses and ports, and one for each ClusterIP")
+	fs.Uint32Var(&f.sizes.Services, "max-services", 65536, "rows for service ports, IPv4 and IPv6 apart")
+	fs.Uint32Var(&f.sizes.Slots, "max-slots", 524288, "rows for the backends of all services; a change needs room for a second copy")
+	fs.Uint32Var(&f.sizes.Members, "max-members", 262144, "rows for the backends of UDP services")
+	fs.Uint32Var(&f.sizes.Peers, "max-peers", 65536, "TCP sockets that getpeername answers for, a power of two")
+	return cmd
+}
+
+func runAgent(cmd *cobra.Command, f agentFlags) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	log, err := newLogger(f.logLevel, f.logFormat)
+	if err != nil {
+		return err
+	}
+	// Standard error may be a pipe that cannot be synced.
+	defer func() { _ = log.Sync() }()
+	reflector.RedirectKlog(log.Named("client-go"))
+	node, err := f.node()
+	if err != nil {
+		return err
+	}
+	src, err := f.newSource(log.Named("reflector"))
+	if err != nil {
+		return err
+	}
+	log.Info("starting", zap.String("version", version), zap.String("node", node))
+	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	return agent.Run(ctx, agent.Config{
+		Source: src, CgroupRoot: f.cgroupRoot, BPFRoot: f.bpfRoot, Sizes: f.sizes,
+		HealthzAddress: f.healthz, MetricsAddress: f.metrics, Version: version,
+	}, log.Named("agent"))
+}
+
+// check refuses what no kernel would take.
+func (f agentFlags) check() error {
+	if bits.OnesCount32(f.sizes.Peers) != 1 {
+		return fmt.Errorf("--max-peers %d is not a power of two", f.sizes.Peers)
+	}
+	for _, limit := range []struct {
+		flag       string
+		value, max uint32
+	}{
+		{"frontends", f.sizes.Frontends, 1 << 24},
+		{"services", f.sizes.Services, 1 << 24},
+		{"slots", f.sizes.Slots, 1 << 24},
+		{"members", f.sizes.Members, 1 << 24},
+		{"peers", f.sizes.Peers, 1 << 24},
+	} {
+		if limit.value < 2 || limit.value > limit.max {
+			return fmt.Errorf("--max-%s %d is not between 2 and %d", limit.flag, limit.value, limit.max)
+		}
+	}
+	return nil
+}
+
+// node returns the name this node has in the API, as kube-proxy finds it.
+func (f agentFlags) node() (string, error) {
+	name := f.nodeName
+	if name == "" {
+		name = os.Getenv("NODE_NAME")
+	}
+	if name == "" {
+		var err error
+		if name, err = os.Hostname(); err != nil {
+			return "", fmt.Errorf("find the host name: %w (give --node-name)", err)
+		}
+	}
+	if name = strings.ToLower(strings.TrimSpace(name)); name == "" {
+		return "", fmt.Errorf("the node name is empty (give --node-name)")
+	}
+	return name, nil
+}
+
+func (f agentFlags) newSource(log *zap.Logger) (reflector.Source, error) {
+	options := reflector.Options{ServiceProxyName: f.serviceProxyName}
+	if f.source == "kubernetes" {
+		return reflector.NewKubernetes(reflector.KubernetesOptions{
+			Options: options, Kubeconfig: f.kubeconfig, APIServer: f.apiServer, Version: version, Log: log,
+		})
+	}
+	dir, found := strings.CutPrefix(f.source, "file:")
+	if !found || dir == "" {
+		return nil, fmt.Errorf("--source %q is neither kubernetes nor file:DIR", f.source)
+	}
+	return reflector.NewFile(dir, options, log)
+}
+
+func newLogger(level, format string) (*zap.Logger, error) {
+	l, err := zapcore.ParseLevel(level)
+	if err != nil || l > zapcore.ErrorLevel {
+		return nil, fmt.Errorf("--log-level %q is none of debug, info, warn, error", level)
+	}
+	cfg := zap.NewProductionConfig()
+	cfg.Level = zap.NewAtomicLevelAt(l)
+	cfg.Sampling = nil // every warning counts at 3 a.m.
+	cfg.DisableStacktrace = true
+	cfg.DisableCaller = true
+	cfg.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	cfg.EncoderConfig.TimeKey = "time"
+	cfg.EncoderConfig.EncodeDuration = zapcore.StringDurationEncoder
+	switch format {
+	case "json":
+	case "console":
+		cfg.Encoding = "console"
+		cfg.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
+	default:
+		return nil, fmt.Errorf("--log-format %q is neither json nor console", format)
+	}
+	return cfg.Build()
+}

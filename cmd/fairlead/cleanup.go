@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead-lb/fairlead/internal/attach"
+	"github.com/fairlead-lb/fairlead/internal/datapath"
+)
+
+func newCleanupCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "cleanup",
+		Short: "Remove everything an agent has left in the kernel",
+		Long: `Detaches the programs and removes all that is pinned below --bpf-root, also by
+other versions of Fairlead. From then on Services of this node are served by
+somebody else or not at all. Refuses while an agent is running. Running it twice
+does no harm. Needs root.
+
+Programs of ours that are still attached to the cgroup afterwards, such as those
+of an agent with another --bpf-root, are named and left alone.`,
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	bpfRoot := addBPFRootFlag(cmd)
+	cgroupRoot := addCgroupRootFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := removeDatapath(cmd.OutOrStdout(), filepath.Clean(*bpfRoot)); err != nil {
+			return err
+		}
+		return reportAttached(cmd.OutOrStdout(), *cgroupRoot)
+	}
+	return cmd
+}
+
+// removeDatapath removes every version's links, maps and pins below root and
+// says on w what it has removed.
+func removeDatapath(w io.Writer, root string) error {
+	lock, err := lockRoot(root)
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err := fmt.Fprintf(w, "nothing is pinned at %s\n", root)
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	versions, err := filepath.Glob(filepath.Join(root, "v[0-9]*"))
+	if err != nil {
+		return fmt.Errorf("list what is pinned at %s: %w", root, err)
+	}
+	if len(versions) == 0 {
+		if _, err := fmt.Fprintf(w, "nothing is pinned at %s\n", root); err != nil {
+			return err
+		}
+	}
+	for _, dir := range versions {
+		if err := removeVersion(w, dir); err != nil {
+			return err
+		}
+	}
+	// The root may be where the file system is mounted, or hold what is not ours.
+	if err := os.Remove(root); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
+		return fmt.Errorf("remove bpf root: %w", err)
+	}
+	return nil
+}
+
+// removeVersion removes the directory of one version. Links go before the maps,
+// so that no program goes on with maps that nobody can reach.
+func removeVersion(w io.Writer, dir string) error {
+	for _, part := range []struct {
+		name, done string
+		remove     func(dir string) error
+	}{
+		{"links", "detached", attach.DetachAll},
+		{"maps", "removed maps", os.RemoveAll},
+	} {
+		path := filepath.Join(dir, part.name)
+		names, err := fileNames(path)
+		if err != nil {
+			return fmt.Errorf("list pins: %w", err)
+		}
+		if err := part.remove(path); err != nil {
+			return fmt.Errorf("remove pins: %w", err)
+		}
+		if len(names) == 0 {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "%s: %s %s\n", dir, part.done, strings.Join(names, ", ")); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove pins: %w", err)
+	}
+	return nil
+}
+
+// fileNames lists a directory; one that is missing is empty.
+func fileNames(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, nil
+}
+
+// lockRoot takes the lock an agent holds (see datapath.Open), so that none can
+// start meanwhile. The error wraps fs.ErrNotExist when there is no root. The
+// caller closes the file.
+func lockRoot(root string) (*os.File, error) {
+	dir, err := os.Open(root)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("open bpf root: %w (run as root)", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open bpf root: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil || st.Type != unix.BPF_FS_MAGIC {
+		_ = dir.Close()
+		return nil, fmt.Errorf("bpf root %s is not on a BPF file system; nothing was removed", root)
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = dir.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("bpf root %s: an agent is running%s; stop it first", root, agentPID(root))
+		}
+		return nil, fmt.Errorf("lock bpf root %s: %w", root, err)
+	}
+	return dir, nil
+}
+
+// agentPID returns " (pid N)" if that is known.
+func agentPID(root string) string {
+	view, err := datapath.OpenView(root)
+	if err != nil {
+		return ""
+	}
+	defer view.Close()
+	state, err := view.AgentState()
+	if err != nil || state.PID == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (pid %d)", state.PID)
+}
+
+// reportAttached names programs with our names that are attached to a cgroup,
+// the node's root unless path names another. It detaches nothing: whose they
+// are cannot be told from a name.
+func reportAttached(w io.Writer, path string) error {
+	cgroup, err := attach.HostCgroup()
+	if path != "" {
+		cgroup, err = attach.OpenCgroup(path)
+	}
+	if err != nil && path != "" {
+		return err
+	}
+	if err != nil {
+		_, err := fmt.Fprintf(w, "not looked for what is still attached: %v\n", err)
+		return err
+	}
+	dir, err := os.Open(cgroup.Path)
+	if err != nil {
+		return fmt.Errorf("open cgroup: %w", err)
+	}
+	defer dir.Close()
+	for _, hook := range attach.Hooks() {
+		ids, err := attachedTo(dir, hook)
+		if err != nil {
+			return fmt.Errorf("list programs on %s of cgroup %s: %w", hook.Name, cgroup.Path, err)
+		}
+		for _, id := range ids {
+			if _, err := fmt.Fprintf(w, "still attached to %s: %s, program %d (of another --bpf-root?)\n",
+				cgroup.Path, hook.Name, id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// attachedTo returns the programs on a hook of the cgroup that have our name.
+func attachedTo(cgroup *os.File, hook attach.Hook) ([]ebpf.ProgramID, error) {
+	got, err := link.QueryPrograms(link.QueryOptions{Target: int(cgroup.Fd()), Attach: hook.Type})
+	if err != nil {
+		return nil, err
+	}
+	// The kernel keeps this much of a name: BPF_OBJ_NAME_LEN, less the zero.
+	want := hook.Program[:min(15, len(hook.Program))]
+	var ids []ebpf.ProgramID
+	for _, p := range got.Programs {
+		prog, err := ebpf.NewProgramFromID(p.ID)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // detached meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		info, err := prog.Info()
+		_ = prog.Close()
+		if err != nil {
+			return nil, err
+		}
+		if strings.HasPrefix(info.Name, want) {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids, nil
+}

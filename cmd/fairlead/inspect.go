@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/fairlead-lb/fairlead/internal/inspect"
+)
+
+func newInspectCommand() *cobra.Command {
+	kinds := []cobra.Completion{
+		cobra.CompletionWithDesc("services", "ports of Services: frontends, number of backends, problems"),
+		cobra.CompletionWithDesc("frontends", "what clients dial, and the backends they reach"),
+		cobra.CompletionWithDesc("backends", "where connections go, and for which services"),
+		cobra.CompletionWithDesc("counters", "outcomes since the maps were made"),
+	}
+	cmd := &cobra.Command{
+		Use:   "inspect services|frontends|backends|counters",
+		Short: "Show what the kernel's tables hold",
+		Long: `Reads the pinned maps, also when no agent is running. Needs root.
+
+  services   a line for each port of a Service and family, with the number of
+             usable backends, and for each Service that could not be programmed;
+             PROBLEM says why
+  frontends  a line for each address, port and protocol that clients dial
+  backends   a line for each address and port that connections are sent to
+  counters   how often each outcome came about since the maps were made
+
+A table that is not wide shows three items of a list at most. -o wide shows all,
+the numbers services have in the kernel, and the addresses whose undefined ports
+are refused. -o json prints a list, for frontends of
+
+  {service, portName, vip, port, protocol, type, backends: [{address, port}]}
+
+sorted by vip, port and protocol; service is "namespace/name".`,
+		Example: `  fairlead inspect services
+  fairlead inspect frontends -o json | jq '.[] | select(.backends == [])'`,
+		Args:      oneOf("kind", inspect.Kinds()),
+		ValidArgs: kinds,
+	}
+	output := addOutputFlag(cmd, inspect.Formats()...)
+	bpfRoot := addBPFRootFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return inspect.Print(cmd.OutOrStdout(), *bpfRoot, args[0], output.value)
+	}
+	return cmd
+}

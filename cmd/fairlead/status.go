@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fairlead-lb/fairlead/internal/attach"
+	"github.com/fairlead-lb/fairlead/internal/datapath"
+	"github.com/fairlead-lb/fairlead/internal/inspect"
+)
+
+func newStatusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Tell whether this node is served",
+		Long: `Tells whether the programs are attached, and to which cgroup; whether an agent
+is running and when it last brought the kernel's tables up to date; and what
+this kernel offers. Needs root.
+
+The exit code is 0 only if all hooks are attached to the agent's cgroup (to that
+of --cgroup-root, if given), an agent is running, and it has synced. Otherwise
+it is 1 and standard error says why. While no agent is running, connections go
+on being served with the backends the kernel knows.
+
+A cgroup that is not the node's root is told but no failure, since an agent
+attaches to one only when --cgroup-root says so. Services with a problem are
+counted but no failure: see fairlead inspect services.`,
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	output := addOutputFlag(cmd, "table", "json")
+	bpfRoot := addBPFRootFlag(cmd)
+	cgroupRoot := addCgroupRootFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		report, err := readStatus(*bpfRoot, *cgroupRoot)
+		if err != nil {
+			return err
+		}
+		if output.value == "json" {
+			err = inspect.WriteJSON(cmd.OutOrStdout(), report)
+		} else {
+			err = report.write(cmd.OutOrStdout(), time.Now())
+		}
+		if err != nil {
+			return err
+		}
+		if !report.Healthy {
+			return errors.New("not healthy: " + strings.Join(report.Problems, "; "))
+		}
+		return nil
+	}
+	return cmd
+}
+
+// statusReport is what `fairlead status` tells. Other programs read its JSON.
+type statusReport struct {
+	Healthy  bool         `json:"healthy"`
+	Problems []string     `json:"problems"` // why it is not healthy, never null
+	Hooks    []hookStatus `json:"hooks"`
+	Cgroup   cgroupStatus `json:"cgroup"`
+	Agent    agentStatus  `json:"agent"`
+	// LastSync is when the agent last brought the tables up to date; null before
+	// the first time.
+	LastSync *time.Time   `json:"lastSync"`
+	Services serviceCount `json:"services"`
+	Kernel   kernelStatus `json:"kernel"`
+}
+
+type hookStatus struct {
+	Name     string `json:"name"`
+	Attached bool   `json:"attached"`
+	CgroupID uint64 `json:"cgroupID"`        // 0 when not attached
+	Error    string `json:"error,omitempty"` // why it is not attached
+}
+
+// cgroupStatus is about the cgroup that the hooks should be on.
+type cgroupStatus struct {
+	ID   uint64 `json:"id"`
+	Path string `json:"path"` // "" when not known
+	// NodeRoot tells whether everything on the node is below it; null when the
+	// node's root cannot be found, which needs the node's PID namespace.
+	NodeRoot *bool `json:"nodeRoot"`
+}
+
+// agentStatus is about the agent that is running, or else the last one.
+type agentStatus struct {
+	Running bool       `json:"running"`
+	PID     int        `json:"pid"` // in the agent's PID namespace
+	Version string     `json:"version"`
+	Started *time.Time `json:"started"`
+}
+
+type serviceCount struct {
+	Programmed int `json:"programmed"` // service ports in one family
+	Problems   int `json:"problems"`   // Services that are not programmed as they should be
+}
+
+// readStatus collects the report. cgroupRoot may be empty.
+func readStatus(bpfRoot, cgroupRoot string) (statusReport, error) {
+	var report statusReport
+	view, err := datapath.OpenView(bpfRoot)
+	if err != nil {
+		return report, err
+	}
+	defer view.Close()
+	state, err := view.AgentState()
+	if err != nil {
+		return report, err
+	}
+	tables, err := view.Load()
+	if err != nil {
+		return report, err
+	}
+	running, err := datapath.Locked(bpfRoot)
+	if err != nil {
+		return report, err
+	}
+	report.Services = serviceCount{len(tables.Names), len(tables.Problems)}
+	report.Agent = agentStatus{running, state.PID, state.Version, timeOrNull(state.Started)}
+	report.LastSync = timeOrNull(state.Synced)
+	for _, s := range attach.Check(func(hook string) string { return datapath.LinkPath(bpfRoot, hook) }) {
+		hook := hookStatus{Name: s.Hook, Attached: s.Err == nil, CgroupID: s.CgroupID}
+		if s.Err != nil {
+			hook.Error = s.Err.Error()
+		}
+		report.Hooks = append(report.Hooks, hook)
+	}
+	if report.Cgroup, err = wantedCgroup(cgroupRoot, state.CgroupID); err != nil {
+		return report, err
+	}
+	report.Kernel = readKernel()
+	report.judge()
+	return report, nil
+}
+
+// wantedCgroup returns the cgroup the hooks should be on: that of the flag if
+// given, else the one that the agent was told to use.
+func wantedCgroup(flag string, agents uint64) (cgroupStatus, error) {
+	c := cgroupStatus{ID: agents}
+	if flag != "" {
+		cgroup, err := attach.OpenCgroup(flag)
+		if err != nil {
+			return c, err
+		}
+		c.ID, c.Path = cgroup.ID, cgroup.Path
+	}
+	if host, err := attach.HostCgroup(); err == nil {
+		isRoot := host.ID == c.ID
+		c.NodeRoot = &isRoot
+		if isRoot {
+			c.Path = host.Path
+		}
+	}
+	return c, nil
+}
+
+// judge fills in Problems and Healthy from the rest.
+func (r *statusReport) judge() {
+	r.Problems = append([]string{}, r.hookProblems()...)
+	if !r.Agent.Running {
+		r.Problems = append(r.Problems, "no agent is running, backends are as it left them")
+	}
+	if r.LastSync == nil {
+		r.Problems = append(r.Problems, "the agent has not synced yet")
+	}
+	r.Healthy = len(r.Problems) == 0
+}
+
+// hookProblems says which hooks are not as they should be: hooks with the same
+// fault share a line.
+func (r *statusReport) hookProblems() []string {
+	var faults []string // in the order of the hooks
+	hooks := map[string][]string{}
+	for _, h := range r.Hooks {
+		fault := h.Error
+		if h.Attached {
+			if h.CgroupID == r.Cgroup.ID {
+				continue
+			}
+			fault = fmt.Sprintf("on cgroup %d instead of %d", h.CgroupID, r.Cgroup.ID)
+		}
+		if hooks[fault] == nil {
+			faults = append(faults, fault)
+		}
+		hooks[fault] = append(hooks[fault], h.Name)
+	}
+	for i, fault := range faults {
+		names := strings.Join(hooks[fault], ", ")
+		if len(hooks[fault]) == len(r.Hooks) {
+			names = "all hooks"
+		}
+		faults[i] = names + ": " + fault
+	}
+	return faults
+}
+
+// write writes the report for people, with ages as of now.
+func (r *statusReport) write(w io.Writer, now time.Time) error {
+	attached := 0
+	for _, h := range r.Hooks {
+		if h.Attached {
+			attached++
+		}
+	}
+	hooks := fmt.Sprintf("%d of %d attached", attached, len(r.Hooks))
+	if problems := r.hookProblems(); len(problems) > 0 {
+		hooks += "; " + strings.Join(problems, "; ")
+	}
+	agent := fmt.Sprintf("version %s, pid %d, started %s", r.Agent.Version, r.Agent.PID, ago(r.Agent.Started, now))
+	if r.Agent.Running {
+		agent = "running, " + agent
+	} else {
+		agent = "not running; the last one: " + agent
+	}
+	services := fmt.Sprintf("%d programmed", r.Services.Programmed)
+	if r.Services.Problems > 0 {
+		services += fmt.Sprintf(", %d with a problem: see fairlead inspect services", r.Services.Problems)
+	}
+	for _, line := range [][2]string{
+		{"hooks", hooks},
+		{"cgroup", r.Cgroup.String()},
+		{"agent", agent},
+		{"last sync", ago(r.LastSync, now)},
+		{"services", services},
+		{"kernel", "Linux " + r.Kernel.Release},
+		{"", "stale UDP sockets: " + r.Kernel.endsSockets()},
+		{"", "waiting for readers: " + r.Kernel.waits()},
+	} {
+		if _, err := fmt.Fprintf(w, "%-10s %s\n", line[0], line[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// String says which cgroup it is and what that means.
+func (c cgroupStatus) String() string {
+	s := fmt.Sprintf("%d", c.ID)
+	if c.Path != "" {
+		s = c.Path
+	}
+	switch {
+	case c.NodeRoot == nil:
+		return s + " (whether it is the node's root cannot be told from here)"
+	case *c.NodeRoot:
+		return s + ", the node's root"
+	default:
+		return s + ", not the node's root: only what is below it is served"
+	}
+}
+
+func timeOrNull(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+func ago(t *time.Time, now time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return now.Sub(*t).Truncate(time.Second).String() + " ago"
+}

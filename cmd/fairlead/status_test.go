@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// healthyReport is of a node where all is well.
+func healthyReport(now time.Time) statusReport {
+	started, synced, isRoot := now.Add(-90*time.Minute), now.Add(-3*time.Second), true
+	return statusReport{
+		Hooks: []hookStatus{
+			{Name: "connect4", Attached: true, CgroupID: 1},
+			{Name: "connect6", Attached: true, CgroupID: 1},
+			{Name: "sendmsg4", Attached: true, CgroupID: 1},
+		},
+		Cgroup:   cgroupStatus{ID: 1, Path: "/sys/fs/cgroup", NodeRoot: &isRoot},
+		Agent:    agentStatus{Running: true, PID: 4711, Version: "v1.2.3", Started: &started},
+		LastSync: &synced,
+		Services: serviceCount{Programmed: 12},
+		Kernel:   kernelStatus{Release: "6.12.0", BTF: true, SockDestroy: true, Membarrier: true},
+	}
+}
+
+func TestJudge(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*statusReport)
+		want   []string
+	}{
+		{name: "all is well", change: func(*statusReport) {}, want: []string{}},
+		{
+			name: "an agent that is gone is a problem though connections are served",
+			change: func(r *statusReport) {
+				r.Agent.Running = false
+			},
+			want: []string{"no agent is running, backends are as it left them"},
+		},
+		{
+			name: "an agent that waits for its first sync is one",
+			change: func(r *statusReport) {
+				r.LastSync = nil
+			},
+			want: []string{"the agent has not synced yet"},
+		},
+		{
+			name: "hooks with the same fault are told together",
+			change: func(r *statusReport) {
+				r.Hooks[0] = hookStatus{Name: "connect4", Error: "not attached"}
+				r.Hooks[1].CgroupID = 77
+				r.Hooks[2] = hookStatus{Name: "sendmsg4", Error: "not attached"}
+			},
+			want: []string{"connect4, sendmsg4: not attached", "connect6: on cgroup 77 instead of 1"},
+		},
+		{
+			name: "a fault of all hooks is told once",
+			change: func(r *statusReport) {
+				r.Cgroup.ID = 5
+			},
+			want: []string{"all hooks: on cgroup 1 instead of 5"},
+		},
+		{
+			name: "another cgroup than the node's root is what the agent was told",
+			change: func(r *statusReport) {
+				isRoot := false
+				r.Cgroup.NodeRoot = &isRoot
+			},
+			want: []string{},
+		},
+		{
+			name: "a Service with a problem is a matter of inspect",
+			change: func(r *statusReport) {
+				r.Services.Problems = 1
+			},
+			want: []string{},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			report := healthyReport(time.Now())
+			test.change(&report)
+			report.judge()
+			if diff := cmp.Diff(test.want, report.Problems); diff != "" {
+				t.Errorf("problems (-want +got):\n%s", diff)
+			}
+			if report.Healthy != (len(test.want) == 0) {
+				t.Errorf("healthy is %v", report.Healthy)
+			}
+		})
+	}
+}
+
+func TestStatusForPeople(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, test := range []struct {
+		name   string
+		change func(*statusReport)
+		want   string
+	}{
+		{
+			name:   "all is well",
+			change: func(*statusReport) {},
+			want: `hooks      3 of 3 attached
+cgroup     /sys/fs/cgroup, the node's root
+agent      running, version v1.2.3, pid 4711, started 1h30m0s ago
+last sync  3s ago
+services   12 programmed
+kernel     Linux 6.12.0
+           stale UDP sockets: ended with bpf_sock_destroy
+           waiting for readers: membarrier
+`,
+		},
+		{
+			name: "nothing is",
+			change: func(r *statusReport) {
+				isRoot := false
+				r.Hooks[1] = hookStatus{Name: "connect6", Error: "its cgroup has been removed"}
+				r.Cgroup = cgroupStatus{ID: 1, NodeRoot: &isRoot}
+				r.Agent.Running, r.LastSync = false, nil
+				r.Services.Problems = 2
+				r.Kernel = kernelStatus{Release: "6.1.0", BTF: true}
+			},
+			want: `hooks      2 of 3 attached; connect6: its cgroup has been removed
+cgroup     1, not the node's root: only what is below it is served
+agent      not running; the last one: version v1.2.3, pid 4711, started 1h30m0s ago
+last sync  never
+services   12 programmed, 2 with a problem: see fairlead inspect services
+kernel     Linux 6.1.0
+           stale UDP sockets: ended with sock_diag (no bpf_sock_destroy in this kernel)
+           waiting for readers: a second each time (no membarrier in this kernel: nohz_full?)
+`,
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			report := healthyReport(now)
+			test.change(&report)
+			var out strings.Builder
+			if err := report.write(&out, now); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(test.want, out.String()); diff != "" {
+				t.Errorf("status (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

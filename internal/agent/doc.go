@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+// Package agent wires everything together and owns the state: one goroutine
+// takes the events of the source, keeps the store, has the reconciler write
+// what changed and decides when. Others only send it events.
+//
+//	source ─ events ─▶ agent: lb.Store ─ lb.Delta ─▶ reconciler ─▶ datapath
+//	                     ▲                                            │
+//	                     └────────── reports ── sockets.Ender ◀───────┘
+package agent

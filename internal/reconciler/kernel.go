@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package reconciler
+
+import "github.com/fairlead-lb/fairlead/internal/lb"
+
+// Kernel is the tables that programs read. Every write is visible to them at
+// once. A write that returns an error has changed nothing, or may be repeated
+// and undone as if it had changed nothing. Errors say which row of which table
+// they are about.
+//
+// A write to a row that exists replaces it; deleting a row that does not exist
+// succeeds.
+type Kernel interface {
+	SetFrontend(lb.FrontendKey, lb.Frontend) error
+	DeleteFrontend(lb.FrontendKey) error
+	// SetService stores the range in one piece: a reader sees the old one or
+	// the new one.
+	SetService(lb.ServiceID, lb.Range) error
+	// SetSlots writes backends to the slots from base on. It is never called
+	// for slots that a reader could be looking at.
+	SetSlots(base uint32, backends []lb.Backend) error
+	SetMember(lb.Member) error
+	DeleteMember(lb.Member) error
+	SetName(lb.ServiceID, lb.ServicePort) error
+	DeleteName(lb.ServiceID) error
+	SetProblem(lb.Name, lb.Problem) error
+	DeleteProblem(lb.Name) error
+	// WaitReaders is a grace period: it returns nil once every program that
+	// was running when it was called has ended.
+	WaitReaders() error
+}
+
+// Limits are the sizes of the tables that the reconciler hands out numbers of.
+type Limits struct {
+	Services int // service IDs are below it
+	Slots    int
+}
+
+// Result says what an Apply, ApplyAll or Retry has done.
+type Result struct {
+	// Writes and Deletes count rows. Both are 0 when the kernel held what was
+	// wanted.
+	Writes, Deletes int
+	// Failed holds each Service that is not in the kernel as it should be,
+	// also from earlier calls, and why. Rows that no Service is known for are
+	// under the zero Name.
+	Failed map[lb.Name]error
+	// Stranded tells that backends have left the members table: sockets may
+	// hold one that is gone. No program is at work any more that could still
+	// give a socket such a backend.
+	Stranded bool
+	// Answered holds the UDP frontends that have a backend now and had none
+	// before: sockets may be connected to the address itself. Sorted.
+	Answered []lb.FrontendKey
+}
