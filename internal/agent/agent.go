@@ -66,6 +66,7 @@ type agent struct {
 
 	servicesSynced, slicesSynced bool
 	synced                       bool // the first complete apply is in the kernel
+	fresh                        bool // the kernel held nothing when we started
 	lastApply                    time.Time
 	failing                      map[lb.Name]string // what has been logged of it
 	ticket                       uint64             // counts applies that deleted something
@@ -161,6 +162,7 @@ func newAgent(dp *datapath.Datapath, cfg Config, cgroup attach.Cgroup, log *zap.
 		return nil, nil, fmt.Errorf("read what the kernel holds: %w", err)
 	}
 	a.reconciler.Adopt(held)
+	a.fresh = len(held.Names) == 0
 	log.Info("adopted", zap.Int("frontends", len(held.Frontends)), zap.Int("services", len(held.Names)))
 	if err := dp.SetAgentState(a.state); err != nil {
 		return nil, nil, err
@@ -261,9 +263,15 @@ func (a *agent) apply(start time.Time) {
 	case !a.servicesSynced || !a.slicesSynced:
 		return
 	case !a.synced:
-		a.finish(start, a.reconciler.ApplyAll(a.store.All()), true)
+		r := a.reconciler.ApplyAll(a.store.All())
+		if a.fresh {
+			// Whoever served these addresses before us, kube-proxy say, serves
+			// the sockets that are connected to them by kernel conntrack.
+			r.Answered = nil
+		}
 		a.synced = true
-		a.log.Info("synced", logfield.Took(time.Since(a.state.Started)))
+		a.finish(start, r, true)
+		a.log.Info("synced", logfield.Writes(r.Writes+r.Deletes), logfield.Took(time.Since(a.state.Started)))
 		a.askWalk(nil)
 	default:
 		if delta := a.store.Changes(); !delta.Empty() || a.reconciler.Pending() {
@@ -309,7 +317,7 @@ func (a *agent) finish(start time.Time, r reconciler.Result, full bool) {
 	if r.Deletes > 0 {
 		a.ticket++
 	}
-	if a.synced && (r.Stranded || len(r.Answered) > 0) {
+	if r.Stranded || len(r.Answered) > 0 {
 		a.askWalk(r.Answered)
 	}
 	a.state.Synced = a.lastApply

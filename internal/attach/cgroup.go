@@ -46,10 +46,14 @@ func OpenCgroup(path string) (Cgroup, error) {
 // HostCgroup finds the cgroup that everything on this node is below: the root
 // of PID 1's cgroup namespace. In a container with a private cgroup namespace
 // /sys/fs/cgroup looks like a root and is not: hooks there would serve nobody but
-// the container itself. PID 1 must be the node's, so a pod needs hostPID.
+// the container itself. PID 1 must be the node's, so a pod needs hostPID. Where
+// PID 1 may not be looked at, only the root of all cgroups will do.
 func HostCgroup() (Cgroup, error) {
 	host, err := hostView()
 	if err != nil {
+		if cgroup, ok := wholeHierarchy(); ok {
+			return cgroup, nil
+		}
 		return Cgroup{}, fmt.Errorf("find the node's cgroup root: %w (name it with --cgroup-root)", err)
 	}
 	if len(host.mounts) == 0 {
@@ -69,6 +73,21 @@ func HostCgroup() (Cgroup, error) {
 	m := host.mounts[0]
 	return Cgroup{}, fmt.Errorf("cgroup2 at %s shows %s, not the root of the node's cgroups; "+
 		"mount the whole hierarchy there or name the right directory with --cgroup-root", m.point, m.root)
+}
+
+// wholeHierarchy returns the root of all cgroups, if it is mounted where we can
+// see it.
+func wholeHierarchy() (Cgroup, bool) {
+	mounts, err := cgroup2Mounts("/proc/self/mountinfo")
+	if err != nil {
+		return Cgroup{}, false
+	}
+	for _, m := range mounts {
+		if cgroup, err := OpenCgroup(m.point); err == nil && cgroup.ID == hierarchyRoot {
+			return cgroup, true
+		}
+	}
+	return Cgroup{}, false
 }
 
 // hierarchyRoot is the inode of the root of all cgroups.
