@@ -132,14 +132,15 @@ static __always_inline bool udp_record_fill(struct udp_record *rec, struct sock_
  * a VIP. After a connect to AF_UNSPEC, which no hook sees, the remembered
  * backend and the remote address differ.
  */
-static __always_inline bool udp_backend_gone(struct origin *origin, const struct udp_record *rec)
+static __always_inline bool udp_backend_gone(struct origin *origin,
+					     const struct udp_record *rec)
 {
 	struct origin_entry entry = {};
 	bool found = false;
 
 	if (origin) {
 		bpf_spin_lock(&origin->lock);
-		if (entry_for_backend(&origin->connected, &rec->remote, rec->remote_port)) {
+		if (!entry_backend_diff(&origin->connected, &rec->remote, rec->remote_port)) {
 			entry = origin->connected;
 			found = true;
 		}
@@ -198,8 +199,8 @@ static __always_inline void origin_record_fill(struct origin_record *rec, struct
 	rec->netns = sk->__sk_common.skc_net.net->ns.inum;
 	if (entry->vip_port) {
 		rec->services[0] = entry->service_id;
-		rec->stale = !lb_is_member(entry->service_id, &entry->backend,
-					   entry->backend_port);
+		rec->stale =
+			!lb_is_member(entry->service_id, &entry->backend, entry->backend_port);
 	}
 #pragma unroll
 	for (i = 0; i < ORIGIN_SENT; i++) {

@@ -15,17 +15,18 @@ static __always_inline __u32 now_sec(void)
 	return bpf_ktime_get_ns() / 1000000000ULL;
 }
 
-static __always_inline bool entry_for_vip(const struct origin_entry *entry,
-					  const struct request *req)
+/* 0 when the entry is for the VIP that is asked for. */
+static __always_inline __u32 entry_vip_diff(const struct origin_entry *entry,
+					    const struct addr *addr, __be16 port)
 {
-	return entry->vip_port == req->port && addr_equal(&entry->vip, &req->addr);
+	return addr_diff(&entry->vip, addr) | (entry->vip_port ^ port);
 }
 
-static __always_inline bool entry_for_backend(const struct origin_entry *entry,
-					      const struct addr *addr, __be16 port)
+/* 0 when the entry is for the backend; an empty one is for no backend at all. */
+static __always_inline __u32 entry_backend_diff(const struct origin_entry *entry,
+						const struct addr *addr, __be16 port)
 {
-	return entry->vip_port && entry->backend_port == port &&
-	       addr_equal(&entry->backend, addr);
+	return addr_diff(&entry->backend, addr) | (entry->backend_port ^ port);
 }
 
 /* Signed: another core's clock may have been read a moment later than ours. */
@@ -122,7 +123,7 @@ static __always_inline bool origin_sent_find(struct origin *origin, __u64 cookie
 		for (i = 0; i < ORIGIN_SENT; i++) {
 			struct origin_entry *entry = &origin->sent[i];
 
-			if (!found && entry_for_vip(entry, req)) {
+			if (!found && !entry_vip_diff(entry, &req->addr, req->port)) {
 				*copy = *entry;
 				found = true;
 				if (!entry_idle(entry, now))
@@ -153,27 +154,32 @@ static __always_inline bool origin_usable(const struct origin_entry *entry,
 	return lb_is_member(target->service_id, &entry->backend, entry->backend_port);
 }
 
+/* 1 when d is 0, else 0, without a branch. */
+static __always_inline __u32 is_zero(__u32 d)
+{
+	return 1 - (((__u64)d + 0xffffffff) >> 32);
+}
+
 /* Would an answer from this backend be taken for another VIP's? */
 static __always_inline bool origin_ambiguous(struct origin *origin, const struct request *req,
 					     const struct choice *choice)
 {
-	bool other = false;
+	struct origin_entry *entry;
+	__u32 other = 0;
 	int i;
 
 	bpf_spin_lock(&origin->lock);
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (i = 0; i < ORIGIN_SENT; i++) {
-		struct origin_entry *entry = &origin->sent[i];
-
-		if (entry_for_backend(entry, &choice->addr, choice->port) &&
-		    !entry_for_vip(entry, req))
-			other = true;
+		entry = &origin->sent[i];
+		other |= is_zero(entry_backend_diff(entry, &choice->addr, choice->port)) *
+			 entry_vip_diff(entry, &req->addr, req->port);
 	}
-	if (entry_for_backend(&origin->connected, &choice->addr, choice->port) &&
-	    !entry_for_vip(&origin->connected, req))
-		other = true;
+	entry = &origin->connected;
+	other |= is_zero(entry_backend_diff(entry, &choice->addr, choice->port)) *
+		 entry_vip_diff(entry, &req->addr, req->port);
 	bpf_spin_unlock(&origin->lock);
-	return other;
+	return other != 0;
 }
 
 #define AVOID_TRIES 8
@@ -193,6 +199,7 @@ static __always_inline bool origin_choose(struct origin *origin, const struct re
 		return false;
 	if (!origin)
 		return true;
+#pragma clang loop unroll(disable)
 	for (i = 0; i < AVOID_TRIES && i < target->count; i++) {
 		if (!origin_ambiguous(origin, req, choice))
 			return true;
@@ -205,60 +212,58 @@ static __always_inline bool origin_choose(struct origin *origin, const struct re
 	return true;
 }
 
+/* Has another thread chosen for the same VIP and service in the meantime? */
+static __always_inline bool entry_stands(const struct origin_entry *entry,
+					 const struct origin_entry *fresh,
+					 const struct origin_entry *rejected)
+{
+	if (entry_vip_diff(entry, &fresh->vip, fresh->vip_port) ||
+	    entry->service_id != fresh->service_id || entry_idle(entry, fresh->last_sec))
+		return false;
+	return !rejected ||
+	       entry_backend_diff(entry, &rejected->backend, rejected->backend_port);
+}
+
 /*
  * Writes the choice into the socket's storage. When another thread has chosen
- * for the same VIP since we looked, its choice stands and is copied back; rejected is the
- * entry that we found and would not use, or NULL. False when every place holds
- * a VIP in use.
+ * for the same VIP since we looked, its choice stands and is copied back;
+ * rejected is the entry that we found and would not use, or NULL. False when
+ * every place holds a VIP in use.
  */
 static __always_inline bool origin_sent_put(struct origin *origin, struct origin_entry *fresh,
 					    const struct origin_entry *rejected)
 {
-	__u32 now = fresh->last_sec;
-	bool same = false, done = false;
-	int i, best = -1;
+	__u32 i, place = ORIGIN_SENT, now = fresh->last_sec;
+	struct origin_entry *entry;
 
 	bpf_spin_lock(&origin->lock);
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (i = 0; i < ORIGIN_SENT; i++) {
-		struct origin_entry *entry = &origin->sent[i];
-
-		if (same)
-			continue;
-		if (entry->vip_port == fresh->vip_port && addr_equal(&entry->vip, &fresh->vip)) {
-			same = true;
-			best = i;
-		} else if (best < 0 && (!entry->vip_port || entry_idle(entry, now))) {
-			best = i;
+		entry = &origin->sent[i];
+		if (!entry_vip_diff(entry, &fresh->vip, fresh->vip_port)) {
+			place = i;
+			break;
 		}
+		if (place == ORIGIN_SENT && (!entry->vip_port || entry_idle(entry, now)))
+			place = i;
 	}
-#pragma unroll
-	for (i = 0; i < ORIGIN_SENT; i++) {
-		struct origin_entry *entry = &origin->sent[i];
-
-		if (best != i)
-			continue;
-		done = true;
-		if (same && entry->service_id == fresh->service_id && !entry_idle(entry, now) &&
-		    !(rejected && entry->backend_port == rejected->backend_port &&
-		      addr_equal(&entry->backend, &rejected->backend)))
+	if (place < ORIGIN_SENT) {
+		entry = &origin->sent[place];
+		if (entry_stands(entry, fresh, rejected))
 			*fresh = *entry;
 		else
 			*entry = *fresh;
 	}
 	bpf_spin_unlock(&origin->lock);
-	return done;
+	return place < ORIGIN_SENT;
 }
 
-/* Remembers the backend of a connected socket, or with NULL that it has none. */
+/* Remembers the backend of a connected socket; an empty entry says it has none. */
 static __always_inline void origin_connected_put(struct origin *origin,
 						 const struct origin_entry *entry)
 {
 	bpf_spin_lock(&origin->lock);
-	if (entry)
-		origin->connected = *entry;
-	else
-		origin->connected.vip_port = 0;
+	origin->connected = *entry;
 	bpf_spin_unlock(&origin->lock);
 }
 
@@ -275,7 +280,7 @@ static __always_inline bool origin_recall(struct origin *origin, __u64 cookie,
 
 	if (origin) {
 		bpf_spin_lock(&origin->lock);
-		if (entry_for_backend(&origin->connected, &req->addr, req->port)) {
+		if (!entry_backend_diff(&origin->connected, &req->addr, req->port)) {
 			copy = origin->connected;
 			found = true;
 		}
@@ -283,7 +288,7 @@ static __always_inline bool origin_recall(struct origin *origin, __u64 cookie,
 		for (i = 0; i < ORIGIN_SENT; i++) {
 			struct origin_entry *entry = &origin->sent[i];
 
-			if (!entry_for_backend(entry, &req->addr, req->port))
+			if (entry_backend_diff(entry, &req->addr, req->port))
 				continue;
 			if (found && (__s32)(entry->last_sec - copy.last_sec) <= 0)
 				continue;

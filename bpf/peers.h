@@ -52,7 +52,7 @@ static __always_inline bool peer_recall(__u64 cookie, struct request *req)
 	copy = *(volatile struct peer *)peer;
 	if (__sync_fetch_and_add(&peer->cookie, 0) != cookie)
 		return false;
-	if (!addr_equal(&copy.backend, &req->addr) || copy.backend_port != req->port)
+	if (addr_diff(&copy.backend, &req->addr) || copy.backend_port != req->port)
 		return false;
 	req->addr = copy.vip;
 	req->port = copy.vip_port;

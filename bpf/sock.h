@@ -60,7 +60,7 @@ static __always_inline enum verdict udp_connect(struct bpf_sock_addr *ctx, struc
 	count(COUNTER_CONNECT_UDP_PASS + verdict);
 	if (verdict != VERDICT_TRANSLATE) {
 		if (origin)
-			origin_connected_put(origin, NULL);
+			origin_connected_put(origin, &entry);
 		return verdict;
 	}
 

@@ -20,8 +20,8 @@ struct addr {
 struct frontend_key {
 	struct addr vip;
 	__be16 port;
-	__u8 proto;		/* IPPROTO_* */
-	__u8 pad;		/* zero: keys are compared byte by byte */
+	__u8 proto; /* IPPROTO_* */
+	__u8 pad;   /* zero: keys are compared byte by byte */
 };
 _Static_assert(sizeof(struct frontend_key) == 20, "ABI");
 
@@ -67,12 +67,12 @@ struct member_key {
 	__u32 service_id;
 	struct addr backend;
 	__be16 port;
-	__u16 pad;		/* zero */
+	__u16 pad; /* zero */
 };
 _Static_assert(sizeof(struct member_key) == 24, "ABI");
 
-/* What a UDP socket asked for and which backend it got. Empty when vip_port is
- * 0, which no frontend that translates has.
+/* What a UDP socket asked for and which backend it got. All zero when empty; no
+ * frontend that translates has port 0.
  */
 struct origin_entry {
 	struct addr vip;
@@ -80,8 +80,8 @@ struct origin_entry {
 	__be16 vip_port;
 	__be16 backend_port;
 	__u32 service_id;
-	__u32 generation;	/* of the range the backend was chosen from */
-	__u32 last_sec;		/* last send, CLOCK_MONOTONIC seconds */
+	__u32 generation; /* of the range the backend was chosen from */
+	__u32 last_sec;	  /* last send, CLOCK_MONOTONIC seconds */
 };
 _Static_assert(sizeof(struct origin_entry) == 48, "ABI");
 
@@ -98,23 +98,23 @@ _Static_assert(sizeof(struct origin) == 8 + 48 * (1 + ORIGIN_SENT), "ABI");
 
 /* Which of an origin entry's two addresses an overflow key holds. */
 enum overflow_side {
-	OVERFLOW_BY_VIP = 1,	/* where did this socket's datagrams go? */
+	OVERFLOW_BY_VIP = 1,	 /* where did this socket's datagrams go? */
 	OVERFLOW_BY_BACKEND = 2, /* for what does this backend answer? */
 };
 
 /* The place for what does not fit into the socket's storage. */
 struct overflow_key {
-	__u64 cookie;		/* of the socket */
+	__u64 cookie; /* of the socket */
 	struct addr addr;
 	__be16 port;
-	__u16 pad;		/* zero */
+	__u16 pad; /* zero */
 	enum overflow_side side;
 };
 _Static_assert(sizeof(struct overflow_key) == 32, "ABI");
 
 /* Written by programs, read by programs; survives the agent. */
 struct control {
-	__u32 overflowed;	/* 1 once origins_overflow has been used */
+	__u32 overflowed; /* 1 once origins_overflow has been used */
 	__u32 pad;
 };
 _Static_assert(sizeof(struct control) == 8, "ABI");
@@ -124,7 +124,7 @@ _Static_assert(sizeof(struct control) == 8, "ABI");
  * size of the array, and a later socket may take it.
  */
 struct peer {
-	__u64 cookie;		/* 0 empty, PEER_BUSY being written */
+	__u64 cookie; /* 0 empty, PEER_BUSY being written */
 	struct addr vip;
 	struct addr backend;
 	__be16 vip_port;
@@ -162,10 +162,10 @@ enum counter {
 	COUNTER_SEND_UDP_TRANSLATE,
 	COUNTER_SEND_UDP_NO_BACKEND,
 	COUNTER_SEND_UDP_NO_PORT,
-	COUNTER_SEND_UDP_KEPT,		/* translated to the remembered backend */
-	COUNTER_ORIGIN_OVERFLOW,	/* remembered in origins_overflow instead */
-	COUNTER_ORIGIN_LOST,		/* could not be remembered anywhere */
-	COUNTER_PEER_LOST,		/* TCP: the place was being written */
+	COUNTER_SEND_UDP_KEPT,	 /* translated to the remembered backend */
+	COUNTER_ORIGIN_OVERFLOW, /* remembered in origins_overflow instead */
+	COUNTER_ORIGIN_LOST,	 /* could not be remembered anywhere */
+	COUNTER_PEER_LOST,	 /* TCP: the place was being written */
 };
 #define COUNTERS 16
 _Static_assert(COUNTER_CONNECT_UDP_PASS == COUNTER_CONNECT_TCP_PASS + VERDICTS, "base");
@@ -180,8 +180,8 @@ struct service_name {
 	__u8 namespace[NAME_LEN];
 	__u8 name[NAME_LEN];
 	__u8 port[NAME_LEN];
-	__u8 proto;		/* IPPROTO_* */
-	__u8 family;		/* 4 or 6 */
+	__u8 proto;  /* IPPROTO_* */
+	__u8 family; /* 4 or 6 */
 	__u8 pad[2];
 };
 _Static_assert(sizeof(struct service_name) == 196, "ABI");
@@ -200,10 +200,10 @@ struct problem {
 
 /* What the agent leaves for fairlead status. */
 struct agent_state {
-	__s64 started;		/* Unix time, ns */
-	__s64 synced;		/* last time the tables were as wanted, Unix time, ns */
-	__u64 cgroup_id;	/* inode of the cgroup the hooks are on */
-	__u32 pid;		/* in the agent's PID namespace */
+	__s64 started;	 /* Unix time, ns */
+	__s64 synced;	 /* last time the tables were as wanted, Unix time, ns */
+	__u64 cgroup_id; /* inode of the cgroup the hooks are on */
+	__u32 pid;	 /* in the agent's PID namespace */
 	__u32 pad;
 	__u8 version[NAME_LEN];
 };
@@ -214,8 +214,8 @@ _Static_assert(sizeof(struct agent_state) == 96, "ABI");
  * agent and programs always come from one build.
  */
 struct origin_record {
-	__u32 netns;		/* inode of the socket's network namespace */
-	__u32 stale;		/* 1: connected to a backend that has gone */
+	__u32 netns;			 /* inode of the socket's network namespace */
+	__u32 stale;			 /* 1: connected to a backend that has gone */
 	__u32 services[1 + ORIGIN_SENT]; /* service IDs the socket remembers, or 0 */
 };
 
@@ -230,9 +230,9 @@ struct udp_record {
 	struct addr remote;
 	__be16 local_port;
 	__be16 remote_port;
-	__u32 ifindex;		/* the device the socket is bound to, or 0 */
-	__u8 family;		/* AF_INET or AF_INET6, of the socket */
-	__u8 destroyed;		/* 1: the program has ended it itself */
+	__u32 ifindex;	/* the device the socket is bound to, or 0 */
+	__u8 family;	/* AF_INET or AF_INET6, of the socket */
+	__u8 destroyed; /* 1: the program has ended it itself */
 	__u8 pad[2];
 	enum udp_reason reason;
 };

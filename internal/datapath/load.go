@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -80,7 +81,7 @@ func Open(cfg Config) (*Datapath, error) {
 	if err := checkRoot(cfg.Root); err != nil {
 		return nil, err
 	}
-	lock, err := lockRoot(cfg.Root)
+	lock, err := Lock(cfg.Root)
 	if err != nil {
 		return nil, err
 	}
@@ -263,22 +264,34 @@ func checkRoot(root string) error {
 	return nil
 }
 
-// lockRoot makes sure that one agent at a time writes below root. The kernel
-// lets go of the lock when the process ends, however it ends.
-func lockRoot(root string) (*os.File, error) {
+// lockWait bounds the wait for somebody who only looks: Locked holds the lock
+// for a moment.
+const lockWait = time.Second
+
+// Lock makes sure that one process at a time writes below root, which must
+// exist: the error wraps fs.ErrNotExist when it does not, and names the agent
+// that has the lock when one does. The caller closes the file to let go; the
+// kernel does when the process ends, however it ends.
+func Lock(root string) (*os.File, error) {
 	dir, err := os.Open(root)
 	if err != nil {
 		return nil, fmt.Errorf("open bpf root: %w", err)
 	}
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	for deadline := time.Now().Add(lockWait); ; time.Sleep(lockWait / 20) {
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return dir, nil
+		}
+		if errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(deadline) {
+			continue
+		}
 		_ = dir.Close()
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("lock bpf root %s: %w", root, err)
 		}
-		return nil, fmt.Errorf("bpf root %s: another fairlead agent%s is using it; stop that one or choose another --bpf-root",
+		return nil, fmt.Errorf("bpf root %s: a running fairlead agent%s is using it; stop it first or choose another --bpf-root",
 			root, holder(root))
 	}
-	return dir, nil
 }
 
 // holder names the process that the agent state speaks of, if it can be read.
@@ -307,29 +320,4 @@ func Locked(root string) (bool, error) {
 		return true, nil
 	}
 	return false, err
-}
-
-// Remove unpins all maps of this ABI and removes the directories. Links must be
-// gone before, or programs go on with maps nobody can reach. It is no error when
-// there is nothing. It fails while an agent runs on root.
-func Remove(root string) error {
-	running, err := Locked(root)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if running {
-		return fmt.Errorf("bpf root %s: a fairlead agent%s is running; stop it first", root, holder(root))
-	}
-	if err := os.RemoveAll(versionDir(root)); err != nil {
-		return fmt.Errorf("remove pins: %w", err)
-	}
-	// Another version's directory may be there; then the root stays.
-	if err := os.Remove(root); err != nil && !errors.Is(err, unix.ENOTEMPTY) &&
-		!errors.Is(err, unix.EBUSY) && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove bpf root: %w", err)
-	}
-	return nil
 }

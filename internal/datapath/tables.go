@@ -102,7 +102,7 @@ func (t *Tables) DeleteFrontend(k lb.FrontendKey) error {
 // SetService stores a service's range in one atomic step, after everything
 // SetSlots has written before.
 func (t *Tables) SetService(id lb.ServiceID, r lb.Range) error {
-	if int(id)*8+8 > len(t.services) {
+	if services, _ := t.Limits(); int(id) >= services {
 		return fmt.Errorf("service ID %d is outside the services map", id)
 	}
 	atomic.StoreUint64((*uint64)(unsafe.Pointer(&t.services[int(id)*8])), encodeRange(r))
@@ -114,7 +114,7 @@ func (t *Tables) SetService(id lb.ServiceID, r lb.Range) error {
 // before SetService.
 func (t *Tables) SetSlots(base uint32, backends []lb.Backend) error {
 	const size = int(unsafe.Sizeof(bpfSlot{}))
-	if (int(base)+len(backends))*size > len(t.slots) {
+	if _, slots := t.Limits(); int(base)+len(backends) > slots {
 		return fmt.Errorf("slots %d to %d are outside the slots map", base, int(base)+len(backends)-1)
 	}
 	for i, b := range backends {

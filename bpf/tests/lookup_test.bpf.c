@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Test-only programs: the kernel runs no cgroup/connect program on request, but
+ * it does run tc programs, so these stand between a test and the functions that
+ * decide. A test puts its question behind the Ethernet header of a packet and
+ * finds the answer there.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/pkt_cls.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "../origins.h"
+#include "../peers.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Reads the question, or leaves with an error that the test notices. */
+#define ASK(skb, io) bpf_skb_load_bytes(skb, ETH_HLEN, &(io), sizeof(io))
+#define ANSWER(skb, io) bpf_skb_store_bytes(skb, ETH_HLEN, &(io), sizeof(io), 0)
+
+/* Whose is a request, and which backend is chosen? */
+struct lookup_io {
+	struct request req;
+	enum verdict verdict;
+	struct target target;
+	struct choice choice;
+};
+
+SEC("tc")
+int test_lookup(struct __sk_buff *skb)
+{
+	struct lookup_io io = {};
+
+	if (ASK(skb, io))
+		return TC_ACT_SHOT;
+	io.verdict = lb_find(&io.req, &io.target);
+	if (io.verdict == VERDICT_TRANSLATE &&
+	    !lb_backend(&io.target, lb_pick(&io.target), &io.choice))
+		return TC_ACT_SHOT;
+	return ANSWER(skb, io) ? TC_ACT_SHOT : TC_ACT_OK;
+}
+
+#define SPREAD_PLACES 256
+
+/* How often each place of a block was picked. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SPREAD_PLACES);
+	__type(key, __u32);
+	__type(value, __u64);
+} spread SEC(".maps");
+
+struct spread_io {
+	__u32 count;
+	__u32 picks;
+};
+
+static long spread_one(__u32 index, struct target *target)
+{
+	__u32 place = lb_pick(target);
+	__u64 *picked;
+
+	picked = bpf_map_lookup_elem(&spread, &place);
+	if (picked)
+		(*picked)++;
+	return 0;
+}
+
+SEC("tc")
+int test_spread(struct __sk_buff *skb)
+{
+	struct target target = {};
+	struct spread_io io = {};
+
+	if (ASK(skb, io))
+		return TC_ACT_SHOT;
+	target.count = io.count;
+	bpf_loop(io.picks, spread_one, &target, 0);
+	return TC_ACT_OK;
+}
+
+enum peer_op {
+	PEER_REMEMBER = 1,
+	PEER_RECALL = 2,
+};
+
+struct peer_io {
+	__u64 cookie;
+	enum peer_op op;
+	struct request req;
+	struct choice choice;
+	__u32 found;
+};
+
+SEC("tc")
+int test_peer(struct __sk_buff *skb)
+{
+	struct peer_io io = {};
+
+	if (ASK(skb, io))
+		return TC_ACT_SHOT;
+	if (io.op == PEER_REMEMBER)
+		peer_remember(io.cookie, &io.req, &io.choice);
+	else
+		io.found = peer_recall(io.cookie, &io.req);
+	return ANSWER(skb, io) ? TC_ACT_SHOT : TC_ACT_OK;
+}
+
+/* Stands for the storage of one socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct origin);
+} one_origin SEC(".maps");
+
+enum origin_op {
+	ORIGIN_SENT_PUT = 1,
+	ORIGIN_SENT_FIND = 2,
+	ORIGIN_CONNECTED_PUT = 3,
+	ORIGIN_RECALL = 4,
+	ORIGIN_CHOOSE = 5,
+	ORIGIN_USABLE = 6,
+};
+
+struct origin_io {
+	enum origin_op op;
+	__u32 now;
+	__u32 reject;		/* ORIGIN_SENT_PUT: 1 when rejected is given */
+	__u32 found;
+	struct request req;
+	struct choice choice;
+	struct origin_entry entry;
+	struct origin_entry rejected;
+	struct target target;
+};
+
+SEC("tc")
+int test_origin(struct __sk_buff *skb)
+{
+	struct origin_io io = {};
+	struct origin *origin;
+	__u32 zero = 0;
+
+	origin = bpf_map_lookup_elem(&one_origin, &zero);
+	if (!origin || ASK(skb, io))
+		return TC_ACT_SHOT;
+	switch (io.op) {
+	case ORIGIN_SENT_PUT:
+		io.found = origin_sent_put(origin, &io.entry, io.reject ? &io.rejected : NULL);
+		break;
+	case ORIGIN_SENT_FIND:
+		io.found = origin_sent_find(origin, 0, &io.req, io.now, &io.entry);
+		break;
+	case ORIGIN_CONNECTED_PUT:
+		origin_connected_put(origin, &io.entry);
+		break;
+	case ORIGIN_RECALL:
+		io.found = origin_recall(origin, 0, &io.req);
+		break;
+	case ORIGIN_CHOOSE:
+		io.found = origin_choose(origin, &io.req, &io.target, &io.choice);
+		break;
+	case ORIGIN_USABLE:
+		io.found = origin_usable(&io.entry, &io.target);
+		break;
+	default:
+		return TC_ACT_SHOT;
+	}
+	return ANSWER(skb, io) ? TC_ACT_SHOT : TC_ACT_OK;
+}
+
+/*
+ * The stress test. Frontend n has the VIP that stress_request makes, and every
+ * backend of it carries n in the last two bytes of its address and agrees with
+ * stress_port: an answer that belongs to another frontend, or is put together
+ * from two, shows.
+ */
+
+/* Frontends 0 to stress_stable-1 always have a backend, those above come and go. */
+const volatile __u32 stress_stable = 1;
+const volatile __u32 stress_total = 1;
+
+struct stress_result {
+	__u64 lookups;
+	__u64 wrong;		/* belongs to another frontend */
+	__u64 torn;		/* address and port do not belong together */
+	__u64 missing;		/* no answer for a frontend that is always there */
+	__u64 absent;		/* no answer for one that comes and goes: no error */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct stress_result);
+} stress_results SEC(".maps");
+
+static __always_inline void stress_request(struct request *req, __u32 n)
+{
+	req->addr.b[10] = 0xff;
+	req->addr.b[11] = 0xff;
+	req->addr.b[12] = 10;
+	if (n & 1) {
+		req->addr.b[0] = 0xfd;
+		req->addr.b[10] = 0;
+		req->addr.b[11] = 0;
+		req->addr.b[12] = 0;
+	}
+	req->addr.b[13] = 96;
+	req->addr.b[14] = n >> 8;
+	req->addr.b[15] = n;
+	req->port = bpf_htons(80);
+	req->proto = n & 2 ? IPPROTO_UDP : IPPROTO_TCP;
+}
+
+/* The port of the k-th backend of frontend n. */
+static __always_inline __u16 stress_port(__u32 n, __u32 k)
+{
+	return 0x8000 | ((n * 251 + k * 7919) & 0x7fff);
+}
+
+struct stress_io {
+	__u32 lookups;
+	__u32 pause_ns;		/* how long every 16th reader stays between range and slot */
+};
+
+struct stress_run {
+	struct stress_io io;
+	struct stress_result result;
+};
+
+#define STRESS_WAITS (1 << 20)
+
+static long stress_wait(__u32 index, const __u64 *until)
+{
+	return bpf_ktime_get_ns() >= *until;
+}
+
+static __always_inline void stress_stay(__u32 pause_ns)
+{
+	__u64 until;
+
+	if (!pause_ns || bpf_get_prandom_u32() & 15)
+		return;
+	until = bpf_ktime_get_ns() + pause_ns;
+	bpf_loop(STRESS_WAITS, stress_wait, &until, 0);
+}
+
+static long stress_one(__u32 index, struct stress_run *run)
+{
+	__u32 n = bpf_get_prandom_u32() % stress_total;
+	struct request req = {};
+	struct target target = {};
+	struct choice choice = {};
+	__u32 tag;
+
+	run->result.lookups++;
+	stress_request(&req, n);
+	if (lb_find(&req, &target) != VERDICT_TRANSLATE) {
+		if (n < stress_stable)
+			run->result.missing++;
+		else
+			run->result.absent++;
+		return 0;
+	}
+	stress_stay(run->io.pause_ns);
+	if (!lb_backend(&target, lb_pick(&target), &choice)) {
+		run->result.missing++;
+		return 0;
+	}
+	tag = choice.addr.b[14] << 8 | choice.addr.b[15];
+	if (bpf_ntohs(choice.port) != stress_port(tag, choice.addr.b[13]))
+		run->result.torn++;
+	else if (tag != n)
+		run->result.wrong++;
+	return 0;
+}
+
+SEC("tc")
+int test_stress(struct __sk_buff *skb)
+{
+	struct stress_result *sum;
+	struct stress_run run = {};
+	__u32 zero = 0;
+
+	if (ASK(skb, run.io))
+		return TC_ACT_SHOT;
+	bpf_loop(run.io.lookups, stress_one, &run, 0);
+	sum = bpf_map_lookup_elem(&stress_results, &zero);
+	if (!sum)
+		return TC_ACT_SHOT;
+	sum->lookups += run.result.lookups;
+	sum->wrong += run.result.wrong;
+	sum->torn += run.result.torn;
+	sum->missing += run.result.missing;
+	sum->absent += run.result.absent;
+	return TC_ACT_OK;
+}
+
+/* Types that no map holds reach BTF, and so the generated Go, through here. */
+struct test_types {
+	struct lookup_io lookup_io;
+	struct spread_io spread_io;
+	struct peer_io peer_io;
+	struct origin_io origin_io;
+	struct stress_io stress_io;
+};
+
+const struct test_types test_types = {};

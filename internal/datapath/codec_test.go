@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package datapath
+
+import (
+	"bytes"
+	"math/rand"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/quick"
+	"unsafe"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
+)
+
+// bytesOf returns the memory of a row, as the kernel gets it.
+func bytesOf[T any](row *T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(row)), unsafe.Sizeof(*row))
+}
+
+func backend(s string) lb.Backend {
+	ap := netip.MustParseAddrPort(s)
+	return lb.Backend{Addr: ap.Addr(), Port: ap.Port()}
+}
+
+// mapped is what comes before the four bytes of an IPv4 address.
+var mapped = []byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}
+
+var v6Bytes = []byte{0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x0a}
+
+func TestRowsHaveTheBytesOfTheABI(t *testing.T) {
+	frontend4 := encodeFrontendKey(lb.FrontendKey{VIP: netip.MustParseAddr("10.96.0.10"), Port: 53, Protocol: lb.UDP})
+	frontend6 := encodeFrontendKey(lb.FrontendKey{VIP: netip.MustParseAddr("fd00:96::a"), Port: 8080, Protocol: lb.TCP})
+	wildcard := encodeFrontendKey(lb.FrontendKey{VIP: netip.MustParseAddr("10.96.0.10")})
+	frontend := encodeFrontend(lb.Frontend{Service: 0x01020304, Kind: lb.KindClusterIP})
+	word := encodeRange(lb.Range{Base: 0x010203, Count: 0x0405, Generation: 0x060708})
+	slot := encodeSlot(backend("10.244.1.2:80"))
+	member := encodeMember(lb.Member{Service: 7, Backend: backend("[fd00:96::a]:443")})
+	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+	for _, tc := range []struct {
+		name      string
+		got, want []byte
+	}{
+		{"an IPv4 VIP is mapped and ports are in network order", bytesOf(&frontend4),
+			join(mapped, []byte{10, 96, 0, 10, 0, 53, 17, 0})},
+		{"an IPv6 VIP is as it is", bytesOf(&frontend6), join(v6Bytes, []byte{0x1f, 0x90, 6, 0})},
+		{"a wildcard has no port and no protocol", bytesOf(&wildcard), join(mapped, []byte{10, 96, 0, 10, 0, 0, 0, 0})},
+		{"numbers are in host order", bytesOf(&frontend), []byte{4, 3, 2, 1, 1, 0, 0, 0}},
+		{"a range is base, count and generation from the lowest bit up", bytesOf(&word), []byte{3, 2, 1, 5, 4, 8, 7, 6}},
+		{"a slot ends in zeros", bytesOf(&slot), join(mapped, []byte{10, 244, 1, 2, 0, 80, 0, 0, 0, 0, 0, 0})},
+		{"a member's padding is zero", bytesOf(&member), join([]byte{7, 0, 0, 0}, v6Bytes, []byte{1, 0xbb, 0, 0})},
+	} {
+		if !bytes.Equal(tc.got, tc.want) {
+			t.Errorf("%s:\n got %x\nwant %x", tc.name, tc.got, tc.want)
+		}
+	}
+}
+
+// row makes random values of the types that lb's tables hold.
+type row struct{ *rand.Rand }
+
+func (r row) addr() netip.Addr {
+	b := make([]byte, 4+12*r.Intn(2))
+	r.Read(b)
+	a, _ := netip.AddrFromSlice(b)
+	return a.Unmap()
+}
+
+func (r row) port() uint16 { return uint16(1 + r.Intn(1<<16-1)) }
+
+func (r row) protocol() lb.Protocol { return []lb.Protocol{lb.TCP, lb.UDP, lb.SCTP}[r.Intn(3)] }
+
+func (r row) family() lb.Family { return []lb.Family{lb.IPv4, lb.IPv6}[r.Intn(2)] }
+
+func (r row) backend() lb.Backend { return lb.Backend{Addr: r.addr(), Port: r.port()} }
+
+// label returns up to n characters.
+func (r row) label(n int) string {
+	b := make([]byte, r.Intn(n+1))
+	for i := range b {
+		b[i] = byte('!' + r.Intn('~'-'!'))
+	}
+	return string(b)
+}
+
+func (r row) name() lb.Name { return lb.Name{Namespace: r.label(63), Name: r.label(63)} }
+
+// roundTrip fails the test when a value that random makes is not what the codec
+// gives back for it.
+func roundTrip[T comparable](t *testing.T, random func(row) T, codec func(T) T) {
+	t.Helper()
+	same := func(in T) bool {
+		out := codec(in)
+		if out != in {
+			t.Errorf("%T %v came back as %v", in, in, out)
+		}
+		return out == in
+	}
+	config := &quick.Config{
+		MaxCount: 2000,
+		Rand:     rand.New(rand.NewSource(1)),
+		Values:   func(v []reflect.Value, r *rand.Rand) { v[0] = reflect.ValueOf(random(row{r})) },
+	}
+	if err := quick.Check(same, config); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestEveryRowDecodesToItself(t *testing.T) {
+	t.Run("frontend key", func(t *testing.T) {
+		roundTrip(t, func(r row) lb.FrontendKey {
+			if r.Intn(4) == 0 {
+				return lb.FrontendKey{VIP: r.addr()}
+			}
+			return lb.FrontendKey{VIP: r.addr(), Port: r.port(), Protocol: r.protocol()}
+		}, func(k lb.FrontendKey) lb.FrontendKey { return decodeFrontendKey(encodeFrontendKey(k)) })
+	})
+	t.Run("frontend", func(t *testing.T) {
+		roundTrip(t, func(r row) lb.Frontend {
+			return lb.Frontend{Service: lb.ServiceID(r.Uint32()), Kind: lb.KindClusterIP}
+		}, func(f lb.Frontend) lb.Frontend { return decodeFrontend(encodeFrontend(f)) })
+	})
+	t.Run("range", func(t *testing.T) {
+		roundTrip(t, func(r row) lb.Range {
+			return lb.Range{
+				Base: uint32(r.Intn(lb.MaxSlots)), Count: uint16(r.Intn(lb.MaxBackends + 1)),
+				Generation: uint32(r.Intn(lb.MaxGeneration + 1)),
+			}
+		}, func(v lb.Range) lb.Range { return decodeRange(encodeRange(v)) })
+	})
+	t.Run("slot", func(t *testing.T) {
+		roundTrip(t, row.backend, func(b lb.Backend) lb.Backend { return decodeSlot(encodeSlot(b)) })
+	})
+	t.Run("member", func(t *testing.T) {
+		roundTrip(t, func(r row) lb.Member {
+			return lb.Member{Service: lb.ServiceID(r.Uint32()), Backend: r.backend()}
+		}, func(m lb.Member) lb.Member { return decodeMember(encodeMember(m)) })
+	})
+	t.Run("service name", func(t *testing.T) {
+		roundTrip(t, func(r row) lb.ServicePort {
+			return lb.ServicePort{Service: r.name(), Port: r.label(63), Protocol: r.protocol(), Family: r.family()}
+		}, func(s lb.ServicePort) lb.ServicePort {
+			n, err := encodeServiceName(s)
+			if err != nil {
+				t.Error(err)
+			}
+			return decodeServiceName(&n)
+		})
+	})
+	t.Run("object name", func(t *testing.T) {
+		roundTrip(t, row.name, func(name lb.Name) lb.Name {
+			n, err := encodeObjectName(name)
+			if err != nil {
+				t.Error(err)
+			}
+			return decodeObjectName(&n)
+		})
+	})
+	t.Run("problem", func(t *testing.T) {
+		roundTrip(t, func(r row) lb.Problem { return lb.Problem(r.label(255)) }, func(p lb.Problem) lb.Problem {
+			text := encodeProblem(p)
+			return lb.Problem(decodeString(text.Text[:]))
+		})
+	})
+}
+
+// FuzzRange shows that each bit of the kernel's word has one meaning.
+func FuzzRange(f *testing.F) {
+	for _, word := range []uint64{0, 1, 1<<24 - 1, 1 << 24, 1<<40 - 1, 1 << 40, ^uint64(0)} {
+		f.Add(word)
+	}
+	f.Fuzz(func(t *testing.T, word uint64) {
+		r := decodeRange(word)
+		if r.Base >= lb.MaxSlots || r.Generation > lb.MaxGeneration {
+			t.Errorf("%#x decodes to %+v, beyond the limits of package lb", word, r)
+		}
+		if got := encodeRange(r); got != word {
+			t.Errorf("%#x → %+v → %#x", word, r, got)
+		}
+	})
+}
+
+func TestRangeAtItsLimits(t *testing.T) {
+	full := lb.Range{Base: lb.MaxSlots - 1, Count: lb.MaxBackends, Generation: lb.MaxGeneration}
+	if got := encodeRange(full); got != ^uint64(0) {
+		t.Errorf("%+v is %#x, want all bits set", full, got)
+	}
+	next := full.Next(0, 0)
+	if got := encodeRange(next); got != 0 {
+		t.Errorf("the range after %+v is %+v, %#x; want all bits clear", full, next, got)
+	}
+}
+
+func TestTextThatDoesNotFit(t *testing.T) {
+	long := strings.Repeat("x", 64)
+	for _, sp := range []lb.ServicePort{
+		{Service: lb.Name{Namespace: long, Name: "name"}},
+		{Service: lb.Name{Namespace: "default", Name: long}},
+		{Service: lb.Name{Namespace: "default", Name: "name"}, Port: long},
+	} {
+		if _, err := encodeServiceName(sp); err == nil || !strings.Contains(err.Error(), "has 64 characters, the kernel's tables hold 63") {
+			t.Errorf("%v: error %v does not say how long it is and may be", sp, err)
+		}
+	}
+	if _, err := encodeObjectName(lb.Name{Namespace: "default", Name: long}); err == nil {
+		t.Error("a name of 64 characters is taken for an object")
+	}
+
+	cut := encodeProblem(lb.Problem(strings.Repeat("x", 300)))
+	if got := decodeString(cut.Text[:]); got != strings.Repeat("x", 255) {
+		t.Errorf("a problem of 300 characters is cut to %d, want 255", len(got))
+	}
+}

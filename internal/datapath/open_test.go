@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package datapath
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
+	"github.com/fairlead-lb/fairlead/internal/testutil"
+)
+
+// small are sizes that a test can fill.
+var small = Sizes{Frontends: 64, Services: 64, Slots: 256, Members: 64, Peers: 64}
+
+// openDatapath loads a datapath that is closed when the test ends.
+func openDatapath(t testing.TB, root string, sizes Sizes) *Datapath {
+	t.Helper()
+	d, err := Open(Config{Root: root, Sizes: sizes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if d.lock != nil {
+			closeDatapath(t, d)
+		}
+	})
+	return d
+}
+
+func closeDatapath(t testing.TB, d *Datapath) {
+	t.Helper()
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	d.lock = nil
+}
+
+// frontendKey returns the key that "10.96.0.1:80" and the like mean.
+func frontendKey(s string, p lb.Protocol) lb.FrontendKey {
+	ap := netip.MustParseAddrPort(s)
+	return lb.FrontendKey{VIP: ap.Addr(), Port: ap.Port(), Protocol: p}
+}
+
+// sample is a row or more of every kind.
+func sample() lb.Tables {
+	dns := lb.Name{Namespace: "kube-system", Name: "kube-dns"}
+	t := lb.NewTables()
+	t.Frontends[frontendKey("10.96.0.10:53", lb.UDP)] = lb.Frontend{Service: 1, Kind: lb.KindClusterIP}
+	t.Frontends[frontendKey("10.96.0.10:53", lb.TCP)] = lb.Frontend{Service: 2, Kind: lb.KindClusterIP}
+	t.Frontends[lb.FrontendKey{VIP: netip.MustParseAddr("10.96.0.10")}] = lb.Frontend{Kind: lb.KindClusterIP}
+	t.Frontends[frontendKey("[fd00:96::a]:53", lb.UDP)] = lb.Frontend{Service: 3, Kind: lb.KindClusterIP}
+	t.Names[1] = lb.ServicePort{Service: dns, Port: "dns", Protocol: lb.UDP, Family: lb.IPv4}
+	t.Names[2] = lb.ServicePort{Service: dns, Port: "dns-tcp", Protocol: lb.TCP, Family: lb.IPv4}
+	t.Names[3] = lb.ServicePort{Service: dns, Port: "dns", Protocol: lb.UDP, Family: lb.IPv6}
+	t.Services[1] = lb.Range{Base: 10, Count: 2, Generation: 5}
+	t.Services[2] = lb.Range{Base: 0, Count: 1, Generation: 1}
+	t.Services[3] = lb.Range{Generation: 9}  // without backends
+	t.Services[40] = lb.Range{Generation: 3} // had a name once
+	t.Slots[0] = backend("10.244.0.2:5353")
+	t.Slots[10] = backend("10.244.0.2:5353")
+	t.Slots[11] = backend("10.244.0.3:5353")
+	t.Members[lb.Member{Service: 1, Backend: t.Slots[10]}] = struct{}{}
+	t.Members[lb.Member{Service: 1, Backend: t.Slots[11]}] = struct{}{}
+	t.Members[lb.Member{Service: 3, Backend: backend("[fd00:244::2]:5353")}] = struct{}{}
+	t.Problems[lb.Name{Namespace: "default", Name: "web"}] = "10.96.0.10:53/UDP belongs to Service kube-system/kube-dns"
+	return t
+}
+
+// write puts every row of rows into the kernel.
+func write(t testing.TB, tables *Tables, rows lb.Tables) {
+	t.Helper()
+	must := func(err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, b := range rows.Slots {
+		must(tables.SetSlots(i, []lb.Backend{b}))
+	}
+	for m := range rows.Members {
+		must(tables.SetMember(m))
+	}
+	for id, name := range rows.Names {
+		must(tables.SetName(id, name))
+	}
+	for id, r := range rows.Services {
+		must(tables.SetService(id, r))
+	}
+	for k, f := range rows.Frontends {
+		must(tables.SetFrontend(k, f))
+	}
+	for name, p := range rows.Problems {
+		must(tables.SetProblem(name, p))
+	}
+}
+
+func wantLoaded(t testing.TB, tables *Tables, want lb.Tables) {
+	t.Helper()
+	got, err := tables.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("the kernel holds other rows than were written (-want +got):\n%s", diff)
+	}
+}
+
+func TestMapsOutliveTheProcessThatMadeThem(t *testing.T) {
+	root := testutil.BPFRoot(t)
+	d := openDatapath(t, root, small)
+	write(t, d.Tables, sample())
+	started := AgentState{Started: time.Unix(1, 2), CgroupID: 3, PID: os.Getpid(), Version: "v0.1"}
+	if err := d.SetAgentState(started); err != nil {
+		t.Fatal(err)
+	}
+	closeDatapath(t, d)
+
+	again := openDatapath(t, root, small)
+	wantLoaded(t, again.Tables, sample())
+	if got, err := again.AgentState(); err != nil || got != started {
+		t.Errorf("agent state is %+v, %v; want %+v", got, err, started)
+	}
+	if len(again.Resized) > 0 {
+		t.Errorf("maps of the size they had are reported as resized: %v", again.Resized)
+	}
+	for table, n := range again.Writes() {
+		if n != 0 {
+			t.Errorf("opening counts %d writes to %s", n, table)
+		}
+	}
+}
+
+// withoutCapabilities runs f on a thread that has none and sees files as uid.
+func withoutCapabilities(t *testing.T, uid int, f func()) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine.
+		runtime.LockOSThread()
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		err := errors.Join(unix.Setfsuid(uid), unix.Capset(&header, &none[0]))
+		if err == nil {
+			f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBesideTheAgent is about others who look at a root while an agent runs.
+func TestBesideTheAgent(t *testing.T) {
+	root := testutil.BPFRoot(t)
+	if _, err := OpenView(root); !errors.Is(err, ErrNoDatapath) {
+		t.Errorf("a view of nothing: %v, want ErrNoDatapath", err)
+	}
+	d := openDatapath(t, root, small)
+	write(t, d.Tables, sample())
+
+	t.Run("a view reads what is pinned", func(t *testing.T) {
+		view, err := OpenView(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer view.Close()
+		wantLoaded(t, view.Tables, sample())
+		fatal(t, d.SetService(1, lb.Range{Base: 11, Count: 1, Generation: 6}))
+		tables, err := view.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := tables.Backends(tables.Services[1]); !slices.Equal(got, []lb.Backend{backend("10.244.0.3:5353")}) {
+			t.Errorf("the view does not follow the writer: %v", got)
+		}
+		if err := view.DeleteFrontend(frontendKey("10.96.0.10:53", lb.UDP)); err == nil {
+			t.Error("a view can write")
+		}
+	})
+
+	t.Run("a second agent is refused in one line", func(t *testing.T) {
+		fatal(t, d.SetAgentState(AgentState{PID: 4711}))
+		_, err := Open(Config{Root: root, Sizes: small})
+		if err == nil {
+			t.Fatal("it gets the same root")
+		}
+		for _, part := range []string{root, "a running fairlead agent (pid 4711)", "--bpf-root"} {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("error %q does not say %q", err, part)
+			}
+		}
+		if strings.Contains(err.Error(), "\n") {
+			t.Errorf("error has more than one line: %q", err)
+		}
+	})
+
+	t.Run("cleanup is refused", func(t *testing.T) {
+		if locked, err := Locked(root); err != nil || !locked {
+			t.Errorf("Locked is %v, %v while an agent runs", locked, err)
+		}
+		if _, err := Lock(root); err == nil || !strings.Contains(err.Error(), "stop it first") {
+			t.Errorf("Lock under a running agent: %v", err)
+		}
+	})
+
+	closeDatapath(t, d)
+	if locked, err := Locked(root); err != nil || locked {
+		t.Errorf("Locked is %v, %v when no agent runs", locked, err)
+	}
+
+	t.Run("missing privileges are named", func(t *testing.T) {
+		withoutCapabilities(t, 0, func() {
+			_, err := Open(Config{Root: root, Sizes: small})
+			if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "run as root, or with CAP_BPF") {
+				t.Errorf("error %v does not say which privilege is missing", err)
+			}
+		})
+		const nobody = 65534
+		withoutCapabilities(t, nobody, func() {
+			_, err := OpenView(root)
+			if err == nil || !strings.Contains(err.Error(), "run as root") {
+				t.Errorf("error %v does not say which privilege is missing to look", err)
+			}
+		})
+	})
+}
+
+func TestPinnedSizesStay(t *testing.T) {
+	root := testutil.BPFRoot(t)
+	d := openDatapath(t, root, small)
+	write(t, d.Tables, sample())
+	closeDatapath(t, d)
+
+	larger := small
+	larger.Frontends, larger.Peers = 128, 1024
+	again := openDatapath(t, root, larger)
+	slices.Sort(again.Resized)
+	if want := []string{bpfMapFrontends, bpfMapPeers}; !slices.Equal(again.Resized, want) {
+		t.Errorf("resized are %v, want %v", again.Resized, want)
+	}
+	if n := again.maps[bpfMapFrontends].MaxEntries(); n != small.Frontends {
+		t.Errorf("frontends has room for %d rows, want the %d it was made with", n, small.Frontends)
+	}
+	wantLoaded(t, again.Tables, sample())
+
+	closeDatapath(t, again)
+	fatal(t, os.RemoveAll(versionDir(root)))
+	fresh := openDatapath(t, root, larger)
+	if len(fresh.Resized) > 0 || fresh.maps[bpfMapFrontends].MaxEntries() != larger.Frontends {
+		t.Errorf("made anew, frontends has room for %d rows, want %d; resized: %v",
+			fresh.maps[bpfMapFrontends].MaxEntries(), larger.Frontends, fresh.Resized)
+	}
+}
+
+func TestRootMustBeOnBPFFS(t *testing.T) {
+	testutil.RequireRoot(t)
+	root := filepath.Join(t.TempDir(), "fairlead")
+	_, err := Open(Config{Root: root})
+	if !errors.Is(err, ErrNotBPFFS) || !strings.Contains(err.Error(), root) {
+		t.Errorf("error %v does not say that %s is not on a BPF file system", err, root)
+	}
+	if _, err := os.Stat(root); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s was made there all the same: %v", root, err)
+	}
+	if _, err := Open(Config{Root: filepath.Join(root, "missing", "fairlead")}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a root without a parent: %v", err)
+	}
+}
+
+func TestStrangerAtAPin(t *testing.T) {
+	root := testutil.BPFRoot(t)
+	pin := mapPath(root, bpfMapFrontends)
+	if err := os.MkdirAll(filepath.Dir(pin), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := m.Pin(pin); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Config{Root: root, Sizes: small}); err == nil ||
+		!strings.Contains(err.Error(), bpfMapFrontends) || !strings.Contains(err.Error(), "fairlead cleanup") {
+		t.Errorf("error %v does not say whose pin it is and what to do", err)
+	}
+	// The failed attempt let go of the root.
+	if locked, err := Locked(root); err != nil || locked {
+		t.Errorf("Locked is %v, %v after a failed Open", locked, err)
+	}
+}
+
+// TestSlotsAreNumberedIn24Bits guards the range word: a larger base would run
+// into the count.
+func TestSlotsAreNumberedIn24Bits(t *testing.T) {
+	root := testutil.BPFRoot(t)
+	sizes := small
+	sizes.Slots = lb.MaxSlots + 1
+	d, err := Open(Config{Root: root, Sizes: sizes})
+	if err == nil {
+		closeDatapath(t, d)
+		t.Fatalf("%d slots are offered, a range can name %d", sizes.Slots, lb.MaxSlots)
+	}
+	if !strings.Contains(err.Error(), "16777217 slots are too many") {
+		t.Errorf("error %v does not say which size is wrong", err)
+	}
+}
+
+// maxInstructions leaves room below the verifier's million: other kernels and
+// later additions need more.
+const maxInstructions = 300_000
+
+func TestVerifierHasAnEasyTime(t *testing.T) {
+	d := openDatapath(t, testutil.BPFRoot(t), small)
+	if d.NoIterators != nil {
+		t.Errorf("iterators do not load: %v", d.NoIterators)
+	}
+	spec, err := loadBpf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range spec.Programs {
+		prog := d.programs[name]
+		if prog == nil {
+			prog = d.iterators[name]
+		}
+		if prog == nil {
+			t.Errorf("%s is not loaded", name)
+			continue
+		}
+		info, err := prog.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, ok := info.VerifiedInstructions()
+		if !ok {
+			t.Fatal("kernel does not tell how many instructions the verifier looked at (Linux 5.16)")
+		}
+		t.Logf("%-20s %6d instructions verified", name, n)
+		if n > maxInstructions {
+			t.Errorf("%s: the verifier looked at %d instructions, more than %d", name, n, maxInstructions)
+		}
+	}
+}
