@@ -81,16 +81,16 @@ func runAgent(cmd *cobra.Command, f agentFlags) error {
 	if err != nil {
 		return err
 	}
+	log = log.With(zap.String("node", node))
 	src, err := f.newSource(log.Named("reflector"))
 	if err != nil {
 		return err
 	}
-	log.Info("starting", zap.String("version", version), zap.String("node", node))
 	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	return agent.Run(ctx, agent.Config{
 		Source: src, CgroupRoot: f.cgroupRoot, BPFRoot: f.bpfRoot, Sizes: f.sizes,
-		HealthzAddress: f.healthz, MetricsAddress: f.metrics, Version: version,
+		HealthzAddress: f.healthz, MetricsAddress: f.metrics, Version: buildVersion(),
 	}, log.Named("agent"))
 }
 
@@ -138,7 +138,7 @@ func (f agentFlags) newSource(log *zap.Logger) (reflector.Source, error) {
 	options := reflector.Options{ServiceProxyName: f.serviceProxyName}
 	if f.source == "kubernetes" {
 		return reflector.NewKubernetes(reflector.KubernetesOptions{
-			Options: options, Kubeconfig: f.kubeconfig, APIServer: f.apiServer, Version: version, Log: log,
+			Options: options, Kubeconfig: f.kubeconfig, APIServer: f.apiServer, Version: buildVersion(), Log: log,
 		})
 	}
 	dir, found := strings.CutPrefix(f.source, "file:")

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -46,6 +48,9 @@ of an agent with another --bpf-root, are named and left alone.`,
 	return cmd
 }
 
+// versionDir is what datapath names the directory of a version.
+var versionDir = regexp.MustCompile(`^v\d+$`)
+
 // removeDatapath removes every version's links, maps and pins below root and
 // says on w what it has removed.
 func removeDatapath(w io.Writer, root string) error {
@@ -58,17 +63,18 @@ func removeDatapath(w io.Writer, root string) error {
 		return err
 	}
 	defer lock.Close()
-	versions, err := filepath.Glob(filepath.Join(root, "v[0-9]*"))
+	names, err := fileNames(root)
 	if err != nil {
-		return fmt.Errorf("list what is pinned at %s: %w", root, err)
+		return fmt.Errorf("list what is pinned: %w", err)
 	}
+	versions := slices.DeleteFunc(names, func(name string) bool { return !versionDir.MatchString(name) })
 	if len(versions) == 0 {
 		if _, err := fmt.Fprintf(w, "nothing is pinned at %s\n", root); err != nil {
 			return err
 		}
 	}
-	for _, dir := range versions {
-		if err := removeVersion(w, dir); err != nil {
+	for _, name := range versions {
+		if err := removeVersion(w, filepath.Join(root, name)); err != nil {
 			return err
 		}
 	}
@@ -123,44 +129,18 @@ func fileNames(dir string) ([]string, error) {
 	return names, nil
 }
 
-// lockRoot takes the lock an agent holds (see datapath.Open), so that none can
-// start meanwhile. The error wraps fs.ErrNotExist when there is no root. The
-// caller closes the file.
+// lockRoot takes the lock an agent holds, so that none can start meanwhile. The
+// error wraps fs.ErrNotExist when there is no root. The caller closes the file.
 func lockRoot(root string) (*os.File, error) {
-	dir, err := os.Open(root)
-	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("open bpf root: %w (run as root)", err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open bpf root: %w", err)
-	}
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil || st.Type != unix.BPF_FS_MAGIC {
-		_ = dir.Close()
+	if err := unix.Statfs(root, &st); err == nil && st.Type != unix.BPF_FS_MAGIC {
 		return nil, fmt.Errorf("bpf root %s is not on a BPF file system; nothing was removed", root)
 	}
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = dir.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("bpf root %s: an agent is running%s; stop it first", root, agentPID(root))
-		}
-		return nil, fmt.Errorf("lock bpf root %s: %w", root, err)
+	lock, err := datapath.Lock(root)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("%w (run as root)", err)
 	}
-	return dir, nil
-}
-
-// agentPID returns " (pid N)" if that is known.
-func agentPID(root string) string {
-	view, err := datapath.OpenView(root)
-	if err != nil {
-		return ""
-	}
-	defer view.Close()
-	state, err := view.AgentState()
-	if err != nil || state.PID == 0 {
-		return ""
-	}
-	return fmt.Sprintf(" (pid %d)", state.PID)
+	return lock, err
 }
 
 // reportAttached names programs with our names that are attached to a cgroup,

@@ -26,8 +26,8 @@ To have it in every new shell, as root:
   fish  fairlead completion fish > /etc/fish/completions/fairlead.fish
 
 bash needs the package bash-completion.`,
-		Args:      oneOf("shell", shells),
-		ValidArgs: shells,
+		Args:              oneOf("shell", shells),
+		ValidArgsFunction: completeFirst(shells...),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			root, out := cmd.Root(), cmd.OutOrStdout()
 			switch args[0] {

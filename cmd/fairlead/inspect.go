@@ -10,12 +10,12 @@ import (
 )
 
 func newInspectCommand() *cobra.Command {
-	kinds := []cobra.Completion{
+	complete := completeFirst(
 		cobra.CompletionWithDesc("services", "ports of Services: frontends, number of backends, problems"),
 		cobra.CompletionWithDesc("frontends", "what clients dial, and the backends they reach"),
 		cobra.CompletionWithDesc("backends", "where connections go, and for which services"),
 		cobra.CompletionWithDesc("counters", "outcomes since the maps were made"),
-	}
+	)
 	cmd := &cobra.Command{
 		Use:   "inspect services|frontends|backends|counters",
 		Short: "Show what the kernel's tables hold",
@@ -37,8 +37,8 @@ are refused. -o json prints a list, for frontends of
 sorted by vip, port and protocol; service is "namespace/name".`,
 		Example: `  fairlead inspect services
   fairlead inspect frontends -o json | jq '.[] | select(.backends == [])'`,
-		Args:      oneOf("kind", inspect.Kinds()),
-		ValidArgs: kinds,
+		Args:              oneOf("kind", inspect.Kinds()),
+		ValidArgsFunction: complete,
 	}
 	output := addOutputFlag(cmd, inspect.Formats()...)
 	bpfRoot := addBPFRootFlag(cmd)

@@ -129,6 +129,17 @@ func oneOf(what string, choices []string) cobra.PositionalArgs {
 	}
 }
 
+// completeFirst completes the first argument with one of choices and nothing
+// after it.
+func completeFirst(choices ...cobra.Completion) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return choices, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
 // choice is a flag's value that is one of several.
 type choice struct {
 	value string

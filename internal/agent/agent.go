@@ -109,7 +109,7 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 			return err
 		}
 	}
-	log.Info("attached", zap.String("cgroup", cgroup.Path), zap.Int("hooks", len(attach.Hooks())))
+	log.Info("attached", zap.String("version", cfg.Version), zap.String("cgroup", cgroup.Path), zap.Int("hooks", len(attach.Hooks())))
 	if a.walks {
 		go a.ender.Run(ctx)
 	}

@@ -40,6 +40,9 @@ func OpenCgroup(path string) (Cgroup, error) {
 	if err := unix.Stat(path, &st); err != nil {
 		return Cgroup{}, fmt.Errorf("cgroup root %s: %w", path, err)
 	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return Cgroup{}, fmt.Errorf("cgroup root %s: %w", path, unix.ENOTDIR)
+	}
 	return Cgroup{Path: path, ID: st.Ino}, nil
 }
 

@@ -57,8 +57,8 @@ func Attach(cgroup Cgroup, hook Hook, prog *ebpf.Program, pin string) error {
 		}
 		return nil
 	}
-	aside := pin + ".new"
-	_ = os.Remove(aside) // left by one that was killed here
+	aside := pin + "_new" // a BPF file system refuses names with dots
+	_ = os.Remove(aside)  // left by one that was killed here
 	if err := attachNew(cgroup, hook, prog, aside); err != nil {
 		return err
 	}

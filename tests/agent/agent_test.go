@@ -148,7 +148,7 @@ func TestSecondAgentIsRefused(t *testing.T) {
 	if err := second.Wait(); err == nil {
 		t.Error("a second agent on the same --bpf-root ended well")
 	}
-	if got := second.Logs(); !strings.Contains(got, "another fairlead agent (pid ") || !strings.Contains(got, "--bpf-root") {
+	if got := second.Logs(); !strings.Contains(got, "a running fairlead agent (pid ") || !strings.Contains(got, "--bpf-root") {
 		t.Errorf("the second agent does not say what is wrong: %q", got)
 	}
 	if _, err := first.Get(testutil.HealthzAddress, "/healthz"); err != nil {
