@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The Fairlead Authors
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# Root's tests that are skipped for a missing privilege or program fail instead.
+STRICT := FAIRLEAD_TEST_STRICT=1
+GO_TEST := $(STRICT) go test -count=1
+
+# What has goroutines and no datapath in it: runs with the race detector, which
+# needs a C compiler.
+CONCURRENT := ./internal/agent/... ./internal/health/... ./internal/lb/... \
+	./internal/metrics/... ./internal/reconciler/... ./internal/reflector/...
+
+MODULES := . tests/controlplane tests/tools
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## bin/fairlead
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)" -o bin/fairlead ./cmd/fairlead
+
+.PHONY: demo
+demo: build ## a Service with three pods on this machine, without a cluster (root)
+	./bin/fairlead demo
+
+.PHONY: generate
+generate: ## compile bpf/ into internal/datapath
+	go generate ./...
+
+.PHONY: fmt
+fmt: ## format Go and C
+	gofmt -w cmd internal tests
+	find bpf -name '*.[ch]' -exec clang-format-19 --style=file --fallback-style=none -i {} +
+
+.PHONY: lint
+lint: ## go vet, staticcheck, licence headers
+	go vet ./...
+	go tool -modfile=tests/tools/go.mod staticcheck ./...
+	scripts/check-headers.sh
+
+.PHONY: test
+test: ## install what tests need, run all of them (root)
+	scripts/setup.sh
+	scripts/build-control-plane.sh
+	$(MAKE) test-unit
+	$(GO_TEST) -p 2 -timeout 10m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/vm$$')
+	$(MAKE) test-e2e
+	$(MAKE) test-vm
+	scripts/fuzz.sh
+
+.PHONY: test-unit
+test-unit: ## control path, with the race detector
+	CGO_ENABLED=1 CC=clang-19 go test -race -timeout 10m $(CONCURRENT)
+
+.PHONY: test-e2e
+test-e2e: ## a real API server, real traffic (root)
+	scripts/build-control-plane.sh
+	$(GO_TEST) -timeout 10m ./tests/e2e
+
+.PHONY: test-vm
+test-vm: ## datapath and sockets on Linux 6.1 and 6.12 in QEMU
+	scripts/vm-kernels.sh
+	$(GO_TEST) -timeout 25m ./tests/vm
+
+.PHONY: bench
+bench: ## what a connection through a Service costs (root)
+	go run ./tests/bench
+
+.PHONY: verify
+verify: generate fmt lint ## what must hold before a commit: nothing left to generate, format or tidy
+	for module in $(MODULES); do (cd $$module && go mod tidy -diff) || exit 1; done
+	go test -count=1 ./internal/arch
+	git diff --exit-code
+
+.PHONY: clean
+clean: ## remove bin and what was downloaded and built for tests
+	rm -rf bin .cache

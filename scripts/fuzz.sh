@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The Fairlead Authors
+#
+# Runs every fuzz target for FUZZTIME (10s), one after the other.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' internal | while IFS=: read -r file func; do
+	target=${func#func }
+	echo "fuzz: $target in $(dirname "$file")"
+	go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-10s}" -parallel 2 "./$(dirname "$file")" </dev/null
+done
