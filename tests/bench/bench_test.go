@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fairlead-lb/fairlead/internal/testutil"
+)
+
+func TestMain(m *testing.M) {
+	if status, child := runChild(); child {
+		os.Exit(status)
+	}
+	os.Exit(m.Run())
+}
+
+// TestBenchMeasuresEverything says nothing about how long anything takes. That
+// the Services are what is measured bench checks itself, with getpeername and
+// the sender of each datagram.
+func TestBenchMeasuresEverything(t *testing.T) {
+	testutil.RequireRoot(t)
+	e := effort{few: 2, many: 50, rounds: 2, block: 10, hookRuns: 10}
+	r, err := bench(t.Context(), e, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for i, c := range r.Workloads {
+		sides := 5
+		if goals[i].dials {
+			sides = 6
+		}
+		if c.Direct.P50 <= 0 || len(c.Sides) != sides {
+			t.Errorf("%s: direct %v, compared with %d sides, want %d", c.Workload, c.Direct, len(c.Sides), sides)
+		}
+		for _, s := range c.Sides {
+			if s.Time.P50 <= 0 || s.Ratio.Median <= 0 || s.Ratio.Q1 > s.Ratio.Q3 {
+				t.Errorf("%s, %s: %+v", c.Workload, s.Side, s)
+			}
+		}
+	}
+	ran := map[string]int{}
+	for _, h := range r.Hooks {
+		if h.Verified == 0 {
+			t.Errorf("%s: number of instructions is not known", h.Name)
+		}
+		ran[h.Name] = len(h.Nanoseconds)
+	}
+	want := map[string]int{
+		"connect4": 3, "getpeername4": 3, "sendmsg4": 2, "recvmsg4": 2,
+		"connect6": 0, "getpeername6": 0, "sendmsg6": 0, "recvmsg6": 0,
+	}
+	if diff := cmp.Diff(want, ran); diff != "" {
+		t.Errorf("with how many kinds of targets each program ran (-want +got):\n%s", diff)
+	}
+	// A Service has its name, its range and two frontends, a port and all other
+	// ports, beside ten slots. The first one has a second port with members.
+	if got, want := r.Programming[1].All.Rows, 50*14+1+1+1+10+10; got != want {
+		t.Errorf("50 Services took %d rows, want %d", got, want)
+	}
+	testReport(t, r)
+}
+
+// testReport checks that a report can be printed, saved and read again.
+func testReport(t *testing.T, r report) {
+	var text strings.Builder
+	if err := r.write(&text); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("\n%s", text.String())
+	dir := t.TempDir()
+	if err := r.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	saved, err := os.ReadFile(filepath.Join(dir, r.Machine.Kernel+".json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var again report
+	decoder := json.NewDecoder(bytes.NewReader(saved))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&again); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(r, again); diff != "" {
+		t.Errorf("what was saved differs (-made +read):\n%s", diff)
+	}
+}
+
+func TestSummaryPairsTheRoundsOfTwoSides(t *testing.T) {
+	// The machine gets twice as slow, the ratio stays.
+	got := summarize(goals[0], samples{
+		sideDirect: {{100, 110, 90}, {200, 190, 210}, {400, 410, 390}},
+		sideFew:    {{110, 500, 90}, {220, 10, 230}, {440, 440, 440}},
+		sideMany:   {{220, 220, 220}, {440, 440, 440}, {880, 880, 880}},
+	})
+	ratios := map[string]float64{}
+	for _, s := range got.Sides {
+		ratios[s.Side] = s.Ratio.Median
+		if s.Ratio.Q1 != s.Ratio.Q3 {
+			t.Errorf("%s: ratio %+v, want the same in all rounds", s.Side, s.Ratio)
+		}
+	}
+	if diff := cmp.Diff(map[string]float64{sideFew: 1.1, sideMany: 2.2, sideGrowth: 2}, ratios); diff != "" {
+		t.Errorf("ratios (-want +got):\n%s", diff)
+	}
+}
+
+func TestQuantileInterpolates(t *testing.T) {
+	values := []float64{40, 10, 30, 20}
+	for q, want := range map[float64]float64{0: 10, 0.25: 17.5, 0.5: 25, 1: 40} {
+		if got := quantile(values, q); got != want {
+			t.Errorf("quantile %v of %v is %v, want %v", q, values, got, want)
+		}
+	}
+}
