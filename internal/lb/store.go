@@ -41,17 +41,16 @@ type Store struct {
 
 // NewStore returns an empty store.
 func NewStore() *Store {
-	return &Store{
-		services:         map[Name]Service{},
-		endpoints:        map[Name][]Slice{},
-		owners:           map[Name]Name{},
-		claims:           map[FrontendKey][]Owner{},
-		cut:              map[ServicePort]int{},
-		told:             newDelta(),
-		touchedServices:  map[ServicePort]struct{}{},
-		touchedFrontends: map[FrontendKey]struct{}{},
-		touchedProblems:  map[Name]struct{}{},
+	s := &Store{
+		services:  map[Name]Service{},
+		endpoints: map[Name][]Slice{},
+		owners:    map[Name]Name{},
+		claims:    map[FrontendKey][]Owner{},
+		cut:       map[ServicePort]int{},
+		told:      newDelta(),
 	}
+	s.touchNothing()
+	return s
 }
 
 // SetService adds svc or puts it in place of the Service of that name.
@@ -180,10 +179,16 @@ func (s *Store) Changes() Delta {
 			put(s.told.Problems, name, now, now != "")
 		}
 	}
-	clear(s.touchedServices)
-	clear(s.touchedFrontends)
-	clear(s.touchedProblems)
+	s.touchNothing()
 	return d
+}
+
+// touchNothing forgets what was touched. It makes new maps because one that was
+// large once is as slow to walk as a large one.
+func (s *Store) touchNothing() {
+	s.touchedServices = map[ServicePort]struct{}{}
+	s.touchedFrontends = map[FrontendKey]struct{}{}
+	s.touchedProblems = map[Name]struct{}{}
 }
 
 // All returns everything there is. What it says is not said again by Changes.

@@ -32,7 +32,8 @@ type Kernel interface {
 	WaitReaders() error
 }
 
-// Limits are the sizes of the tables that the reconciler hands out numbers of.
+// Limits are the sizes of the two tables in which the reconciler hands out
+// numbers.
 type Limits struct {
 	Services int // service IDs are below it
 	Slots    int
@@ -48,8 +49,7 @@ type Result struct {
 	// under the zero Name.
 	Failed map[lb.Name]error
 	// Stranded tells that backends have left the members table: sockets may
-	// hold one that is gone. No program is at work any more that could still
-	// give a socket such a backend.
+	// hold one that is gone. No program will give it to another socket.
 	Stranded bool
 	// Answered holds the UDP frontends that have a backend now and had none
 	// before: sockets may be connected to the address itself. Sorted.

@@ -65,7 +65,6 @@ func (p *pass) update() {
 		case len(p.leavers(p.have.named(sp))) > 0:
 			p.todo.services[sp] = nil
 			p.leaving = append(p.leaving, sp)
-			p.waiting[sp.Service] = struct{}{}
 		default:
 			delete(p.todo.services, sp)
 		}
@@ -123,8 +122,9 @@ func (p *pass) row(key lb.FrontendKey, owner lb.Owner) (lb.Frontend, error) {
 // the frontends of Services of which something has failed in this pass.
 func (p *pass) prune(suspend bool) {
 	p.deleteFrontends(suspend)
-	if len(p.waiting)+len(p.retired) > 0 {
-		p.grace()
+	if len(p.waiting)+len(p.leaving)+len(p.retired) > 0 {
+		// What may not be done without it looks at graceErr.
+		_ = p.grace()
 	}
 	for _, sp := range p.leaving {
 		err := p.graceErr
@@ -210,13 +210,26 @@ func (p *pass) finish() Result {
 			delete(p.todo.problems, name)
 		}
 	}
+	if !p.Pending() {
+		// A map that was large once is as slow to walk as a large one.
+		p.todo = newTodo()
+	}
 	p.result.Failed = maps.Clone(p.failed)
-	p.result.Answered = slices.DeleteFunc(p.result.Answered, func(key lb.FrontendKey) bool {
+	p.result.Answered = p.stillAnswered()
+	return p.result
+}
+
+// stillAnswered returns the frontends in the result's Answered that have a
+// backend now that the pass is over.
+func (p *pass) stillAnswered() []lb.FrontendKey {
+	keys := slices.DeleteFunc(p.result.Answered, func(key lb.FrontendKey) bool {
 		return !p.have.target(key).usable()
 	})
-	slices.SortFunc(p.result.Answered, lb.FrontendKey.Compare)
-	p.result.Answered = slices.Compact(p.result.Answered)
-	return p.result
+	slices.SortFunc(keys, lb.FrontendKey.Compare)
+	if keys = slices.Compact(keys); len(keys) == 0 {
+		return nil
+	}
+	return keys
 }
 
 // failures returns one error for each Service of which something has failed:

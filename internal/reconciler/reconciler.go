@@ -118,7 +118,7 @@ func (r *Reconciler) Adopt(t lb.Tables) {
 	r.blocks = lb.NewBlocks(r.limits.Slots)
 	r.todo.retired = map[lb.ServiceID]error{}
 	r.inherited = true
-	clear(r.waiting)
+	r.waiting = map[lb.Name]struct{}{}
 
 	for id := range before.services {
 		r.ids.Release(id)

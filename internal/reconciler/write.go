@@ -214,16 +214,21 @@ func (p *pass) removeService(s *service) error {
 	}
 	s.name = lb.ServicePort{}
 	p.ids.Release(s.id)
+	if !p.exists(s.id) {
+		delete(p.have.services, s.id)
+	}
 	return nil
 }
+
+// exists tells whether the services table has a row for id. What was adopted
+// may speak of others, when a damaged frontend does or the limits were higher.
+func (p *pass) exists(id lb.ServiceID) bool { return int(id) < p.limits.Services }
 
 // clearRange makes the range of a service that is to go empty and its block
 // free. The generation stays behind for whoever gets the ID next.
 func (p *pass) clearRange(s *service) error {
 	next := s.rng.Next(0, 0)
-	// A row beyond the end of the table is a remnant of larger tables in what
-	// was adopted; there is nothing to write to.
-	if int(s.id) < p.limits.Services {
+	if p.exists(s.id) {
 		if err := p.kernel.SetService(s.id, next); err != nil {
 			return err
 		}
@@ -249,7 +254,7 @@ func (p *pass) grace() error {
 	}
 	p.blocks.Settle()
 	p.inherited, p.recycled = false, false
-	clear(p.waiting)
+	p.waiting = map[lb.Name]struct{}{}
 	return nil
 }
 

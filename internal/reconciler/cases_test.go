@@ -1,0 +1,464 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package reconciler_test
+
+import (
+	"fmt"
+	"net/netip"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
+	"github.com/fairlead-lb/fairlead/internal/reconciler"
+)
+
+func nsName(name string) lb.Name { return lb.Name{Namespace: "ns", Name: name} }
+
+// svcWith returns a Service with one port, named "p".
+func svcWith(name, ip string, protocol lb.Protocol, port uint16) lb.Service {
+	return lb.Service{
+		Name:       nsName(name),
+		ClusterIPs: []netip.Addr{netip.MustParseAddr(ip)},
+		Ports:      []lb.Port{{Name: "p", Protocol: protocol, Number: port}},
+	}
+}
+
+// sliceOf returns the slice of a Service made by svcWith, with ready endpoints
+// 10.0.0.n for each n.
+func sliceOf(service string, protocol lb.Protocol, n ...byte) lb.Slice {
+	s := lb.Slice{
+		Name:    nsName(service + "-slice"),
+		Service: service,
+		Family:  lb.IPv4,
+		Ports:   []lb.SlicePort{{Name: "p", Protocol: protocol, Number: 9000}},
+	}
+	for _, b := range n {
+		s.Endpoints = append(s.Endpoints, lb.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 0, 0, b}), Ready: true, Serving: true})
+	}
+	return s
+}
+
+// smallWorld returns a world with tables of other sizes.
+func smallWorld(tb testing.TB, limits reconciler.Limits) *world {
+	w := newWorld(tb, 0)
+	w.kernel.limits = limits
+	w.rec = reconciler.New(w.kernel, limits)
+	return w
+}
+
+// mustFail fails the test unless exactly this Service has failed, with an error
+// that contains text.
+func mustFail(t *testing.T, res reconciler.Result, name, text string) {
+	t.Helper()
+	err := res.Failed[nsName(name)]
+	if len(res.Failed) != 1 || err == nil || !strings.Contains(err.Error(), text) {
+		t.Fatalf("failed %v, want only ns/%s because of %q", res.Failed, name, text)
+	}
+}
+
+func TestIDsRestUntilNobodyRemembersThem(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprint("restart=", restart), func(t *testing.T) {
+			w := smallWorld(t, reconciler.Limits{Services: 4, Slots: 64})
+			w.store.SetSlice(sliceOf("dns", lb.UDP, 1, 2))
+			for range 3 {
+				w.store.SetService(svcWith("dns", "10.96.0.10", lb.UDP, 53))
+				w.apply()
+				w.settled()
+				w.store.DeleteService(nsName("dns"))
+				w.apply()
+				w.settled()
+			}
+			if restart {
+				w.rec = reconciler.New(w.kernel, w.kernel.limits)
+				w.rec.Adopt(w.kernel.load())
+				w.applyAll()
+			}
+			w.store.SetService(svcWith("dns", "10.96.0.10", lb.UDP, 53))
+			mustFail(t, w.apply(), "dns", "--max-services")
+
+			w.rec.FreeIDs(w.kernel.remember)
+			mustFail(t, w.noteResult(w.rec.Retry()), "dns", "--max-services")
+
+			delete(w.kernel.remembered, 2)
+			w.rec.FreeIDs(w.kernel.remember)
+			if res := w.noteResult(w.rec.Retry()); len(res.Failed) > 0 {
+				t.Fatalf("failed %v although an ID is free", res.Failed)
+			}
+			if got := w.kernel.words[2].Generation; got != 3 {
+				t.Errorf("the ID's new service has generation %d, want one after the old service's 2", got)
+			}
+			w.settled()
+		})
+	}
+}
+
+func TestRepairOfTablesThatWereEmptiedTakesNoIDAway(t *testing.T) {
+	w := smallWorld(t, reconciler.Limits{Services: 3, Slots: 64})
+	w.store.SetService(svcWith("web", "10.96.0.1", lb.TCP, 80))
+	w.store.SetSlice(sliceOf("web", lb.TCP, 1))
+	w.apply()
+	for range 4 {
+		w.kernel.wanted = nil
+		clear(w.kernel.frontends)
+		clear(w.kernel.names)
+		clear(w.kernel.words)
+		clear(w.kernel.remembered)
+		w.rec.Adopt(w.kernel.load())
+		w.rec.FreeIDs(w.kernel.remember)
+		w.rec.ApplyAll(w.store.All())
+		w.settled()
+	}
+}
+
+func TestFullSlotsFailOnlyTheServiceThatDoesNotFit(t *testing.T) {
+	w := smallWorld(t, reconciler.Limits{Services: 64, Slots: 8})
+	for i, name := range []string{"a", "b"} {
+		w.store.SetService(svcWith(name, fmt.Sprint("10.96.0.", i+1), lb.TCP, 80))
+	}
+	w.store.SetSlice(sliceOf("a", lb.TCP, 1, 2, 3))
+	w.store.SetSlice(sliceOf("b", lb.TCP, 4))
+	w.apply()
+	w.settled()
+
+	w.store.SetSlice(sliceOf("a", lb.TCP, 1, 2, 3, 4, 5))
+	w.store.SetSlice(sliceOf("b", lb.TCP, 4, 5))
+	mustFail(t, w.apply(), "a", "--max-slots")
+	m := meaningOf(t, w.kernel.load())
+	if n := len(m.Frontends); n != 4 {
+		t.Errorf("%d frontends, want all 4", n)
+	}
+	if p := m.Problems[nsName("a")]; !strings.Contains(string(p), "--max-slots") {
+		t.Errorf("the problem is %q, want one that names --max-slots", p)
+	}
+
+	w.store.DeleteService(nsName("b"))
+	mustFail(t, w.apply(), "a", "--max-slots") // it is not named by the change
+	if res := w.noteResult(w.rec.Retry()); len(res.Failed) > 0 {
+		t.Errorf("failed %v although there is room", res.Failed)
+	}
+	w.settled()
+}
+
+func TestRetryMakesRoomBeforeItUsesIt(t *testing.T) {
+	w := newWorld(t, 0)
+	w.kernel.maxFrontends = 2
+	w.store.SetService(svcWith("a", "10.96.0.1", lb.TCP, 80))
+	w.apply()
+	w.store.SetService(svcWith("a", "10.96.0.2", lb.TCP, 80))
+	mustFail(t, w.apply(), "a", "full")
+	if len(w.kernel.frontends) != 2 {
+		t.Errorf("frontends %v, want the old ones for as long as the new ones fail", w.kernel.frontends)
+	}
+	if res := w.noteResult(w.rec.Retry()); len(res.Failed) > 0 {
+		t.Errorf("failed %v", res.Failed)
+	}
+	w.settled()
+}
+
+func TestAServiceGoesOnceItsLastFrontendHasMoved(t *testing.T) {
+	w := newWorld(t, 0)
+	w.store.SetSlice(sliceOf("a", lb.TCP, 1))
+	w.store.SetSlice(sliceOf("b", lb.TCP, 2))
+	w.store.SetService(svcWith("a", "10.96.0.1", lb.TCP, 80))
+	w.apply()
+
+	w.kernel.fails = func(op string, _ int) bool { return op == "SetFrontend" }
+	w.store.DeleteService(nsName("a"))
+	w.store.SetService(svcWith("b", "10.96.0.1", lb.TCP, 80))
+	mustFail(t, w.apply(), "b", "injected")
+
+	w.kernel.fails = func(string, int) bool { return false }
+	w.store.SetSlice(sliceOf("b", lb.TCP, 3))
+	w.apply() // names only b
+	w.settled()
+}
+
+func TestServicesThatShareABlockArePartedByRepair(t *testing.T) {
+	w := newWorld(t, 0)
+	for i, name := range []string{"a", "b"} {
+		w.store.SetService(svcWith(name, fmt.Sprint("10.96.0.", i+1), lb.TCP, 80))
+		w.store.SetSlice(sliceOf(name, lb.TCP, 1, 2))
+	}
+	w.apply()
+	w.kernel.wanted = nil
+	w.kernel.words[2] = w.kernel.words[1]
+	w.rec.Adopt(w.kernel.load())
+	w.applyAll()
+	w.settled()
+}
+
+func TestRowsBeyondTheLimitsAreReplaced(t *testing.T) {
+	w := newWorld(t, 0)
+	w.store.SetService(svcWith("a", "10.96.0.1", lb.UDP, 80))
+	w.store.SetSlice(sliceOf("a", lb.UDP, 1, 2))
+	w.apply()
+	w.kernel.wanted = nil
+	tables := w.kernel.load()
+	const beyond = lb.ServiceID(1 << 20)
+	for key, f := range tables.Frontends {
+		if f.Service != lb.NoService {
+			tables.Frontends[key] = lb.Frontend{Service: beyond, Kind: f.Kind}
+		}
+	}
+	tables.Names[beyond] = tables.Names[1]
+	tables.Services[beyond] = lb.Range{Base: 1 << 23, Count: 2, Generation: 1}
+	w.kernel.frontends, w.kernel.names = tables.Frontends, map[lb.ServiceID]lb.ServicePort{1: tables.Names[1], beyond: tables.Names[1]}
+	w.rec.Adopt(tables)
+	w.applyAll()
+	w.settled()
+}
+
+func TestTheOrderOfSlotsMeansNothing(t *testing.T) {
+	w := newWorld(t, 0)
+	w.store.SetService(svcWith("a", "10.96.0.1", lb.TCP, 80))
+	w.store.SetSlice(sliceOf("a", lb.TCP, 1, 2))
+	w.apply()
+	w.kernel.slots[0], w.kernel.slots[1] = w.kernel.slots[1], w.kernel.slots[0]
+	w.restart()
+	w.settled()
+}
+
+func TestNothingIsDeletedBeforeEverythingIsKnown(t *testing.T) {
+	w := newWorld(t, 0)
+	w.store.SetService(svcWith("a", "10.96.0.1", lb.TCP, 80))
+	w.store.SetSlice(sliceOf("a", lb.TCP, 1, 2))
+	w.apply()
+	w.restart()
+	w.store = lb.NewStore()
+	w.store.SetService(svcWith("b", "10.96.0.2", lb.TCP, 80))
+	if res := w.apply(); res.Deletes > 0 || len(w.kernel.frontends) != 4 {
+		t.Errorf("%d deletes, frontends %v", res.Deletes, w.kernel.frontends)
+	}
+}
+
+func TestResultTellsWhichUDPFrontendsAreAnswered(t *testing.T) {
+	key := lb.FrontendKey{VIP: netip.MustParseAddr("10.96.0.10"), Port: 53, Protocol: lb.UDP}
+	w := newWorld(t, 0)
+	expect := func(what string, res reconciler.Result, want ...lb.FrontendKey) {
+		t.Helper()
+		if diff := cmp.Diff(want, res.Answered, compareAddr); diff != "" {
+			t.Errorf("%s: answered (-want +got):\n%s", what, diff)
+		}
+	}
+	w.store.SetService(svcWith("dns", "10.96.0.10", lb.UDP, 53))
+	w.store.SetService(svcWith("web", "10.96.0.11", lb.TCP, 80))
+	w.store.SetSlice(sliceOf("web", lb.TCP, 1))
+	expect("no endpoint yet, and TCP", w.apply())
+	w.store.SetSlice(sliceOf("dns", lb.UDP, 1))
+	expect("first endpoint", w.apply(), key)
+	w.store.SetSlice(sliceOf("dns", lb.UDP, 1, 2))
+	expect("second endpoint", w.apply())
+	w.restart()
+	expect("adopted", w.applyAll())
+	w.store.DeleteService(nsName("dns"))
+	expect("gone", w.apply())
+	w.store.SetService(svcWith("dns", "10.96.0.10", lb.UDP, 53))
+	expect("new frontend", w.apply(), key)
+
+	w.store.DeleteService(nsName("dns"))
+	w.store.SetService(svcWith("dns2", "10.96.0.10", lb.UDP, 53))
+	expect("moved to a service without endpoints", w.apply())
+	w.store.DeleteService(nsName("dns2"))
+	w.store.SetService(svcWith("dns", "10.96.0.10", lb.UDP, 53))
+	expect("moved to a service with endpoints", w.apply(), key)
+}
+
+func TestResultTellsWhenSocketsAreStranded(t *testing.T) {
+	w := newWorld(t, 0)
+	expect := func(what string, res reconciler.Result, want bool) {
+		t.Helper()
+		if res.Stranded != want {
+			t.Errorf("%s: stranded is %v", what, res.Stranded)
+		}
+	}
+	w.store.SetService(svcWith("dns", "10.96.0.10", lb.UDP, 53))
+	w.store.SetService(svcWith("web", "10.96.0.11", lb.TCP, 80))
+	w.store.SetSlice(sliceOf("dns", lb.UDP, 1, 2, 3))
+	w.store.SetSlice(sliceOf("web", lb.TCP, 1, 2))
+	expect("all new", w.apply(), false)
+	w.store.SetSlice(sliceOf("web", lb.TCP, 1))
+	expect("TCP backend gone", w.apply(), false)
+	s := sliceOf("dns", lb.UDP, 1, 2, 3)
+	s.Endpoints[2] = lb.Endpoint{Addr: s.Endpoints[2].Addr, Serving: true, Terminating: true}
+	w.store.SetSlice(s)
+	expect("UDP backend terminating but serving", w.apply(), false)
+	w.store.SetSlice(sliceOf("dns", lb.UDP, 1, 2))
+	expect("UDP backend gone", w.apply(), true)
+	w.store.DeleteService(nsName("dns"))
+	expect("UDP service gone", w.apply(), true)
+	w.settled()
+}
+
+// manyServices fills a store with n Services of ten endpoints each.
+func manyServices(n int) *lb.Store {
+	store := lb.NewStore()
+	for i := range n {
+		store.SetService(numbered(i))
+		store.SetSlice(numberedSlice(i, 10))
+	}
+	return store
+}
+
+func numbered(i int) lb.Service {
+	protocol := lb.TCP
+	if i%10 == 0 {
+		protocol = lb.UDP
+	}
+	return svcWith(fmt.Sprint("svc", i), netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}).String(), protocol, 80)
+}
+
+func numberedSlice(i, endpoints int) lb.Slice {
+	svc := numbered(i)
+	s := sliceOf(svc.Name.Name, svc.Ports[0].Protocol)
+	for e := range endpoints {
+		addr := netip.AddrFrom4([4]byte{10, byte(e), byte(i >> 8), byte(i)})
+		s.Endpoints = append(s.Endpoints, lb.Endpoint{Addr: addr, Ready: true, Serving: true})
+	}
+	return s
+}
+
+// nullKernel takes every write and keeps nothing, so that what is measured is
+// the reconciler.
+type nullKernel struct{ calls int }
+
+func (k *nullKernel) SetFrontend(lb.FrontendKey, lb.Frontend) error { k.calls++; return nil }
+func (k *nullKernel) DeleteFrontend(lb.FrontendKey) error           { k.calls++; return nil }
+func (k *nullKernel) SetService(lb.ServiceID, lb.Range) error       { k.calls++; return nil }
+func (k *nullKernel) SetSlots(uint32, []lb.Backend) error           { k.calls++; return nil }
+func (k *nullKernel) SetMember(lb.Member) error                     { k.calls++; return nil }
+func (k *nullKernel) DeleteMember(lb.Member) error                  { k.calls++; return nil }
+func (k *nullKernel) SetName(lb.ServiceID, lb.ServicePort) error    { k.calls++; return nil }
+func (k *nullKernel) DeleteName(lb.ServiceID) error                 { k.calls++; return nil }
+func (k *nullKernel) SetProblem(lb.Name, lb.Problem) error          { k.calls++; return nil }
+func (k *nullKernel) DeleteProblem(lb.Name) error                   { k.calls++; return nil }
+func (k *nullKernel) WaitReaders() error                            { k.calls++; return nil }
+
+var bigLimits = reconciler.Limits{Services: 1 << 16, Slots: 1 << 19}
+
+func TestTheCostOfAChangeDoesNotDependOnWhatExists(t *testing.T) {
+	type cost struct {
+		calls, writes, deletes int
+		allocs                 float64
+	}
+	measure := func(services int) cost {
+		store, kernel := manyServices(services), &nullKernel{}
+		rec := reconciler.New(kernel, bigLimits)
+		rec.ApplyAll(store.All())
+		var c cost
+		n := 9
+		c.allocs = testing.AllocsPerRun(20, func() {
+			n = 19 - n // nine endpoints, then ten
+			store.SetSlice(numberedSlice(0, n))
+			calls := kernel.calls
+			res := rec.Apply(store.Changes())
+			if n == 9 {
+				c.calls, c.writes, c.deletes = kernel.calls-calls, res.Writes, res.Deletes
+			}
+		})
+		return c
+	}
+	few, many := measure(10), measure(10_000)
+	want := cost{calls: 4, writes: 10, deletes: 1} // nine slots and the range, a member; and a grace period
+	if got := (cost{calls: few.calls, writes: few.writes, deletes: few.deletes}); got != want {
+		t.Errorf("an endpoint that goes costs %+v, want %+v", got, want)
+	}
+	if many.calls != few.calls || many.writes != few.writes || many.allocs > few.allocs+2 {
+		t.Errorf("among 10,000 services it costs %+v, among 10 %+v", many, few)
+	}
+	t.Logf("%+v", many)
+}
+
+func TestGracePeriodsOfABatch(t *testing.T) {
+	w := newWorld(t, 0)
+	expect := func(what string, want int) {
+		t.Helper()
+		before := w.kernel.graces
+		w.apply()
+		if got := w.kernel.graces - before; got != want {
+			t.Errorf("%s: %d grace periods, want %d", what, got, want)
+		}
+	}
+	for i := range 5 {
+		w.store.SetService(numbered(i))
+		w.store.SetSlice(numberedSlice(i, 3))
+	}
+	expect("only new services", 0)
+	for i := range 5 {
+		w.store.SetSlice(numberedSlice(i, 2))
+	}
+	expect("five services flip", 1)
+	for i := range 5 {
+		w.store.DeleteService(numbered(i).Name)
+	}
+	expect("five services go", 1)
+	for i := range 5 {
+		w.store.SetService(numbered(i))
+	}
+	w.apply()
+	for i := range 3 {
+		svc := numbered(i)
+		svc.Ports[0].Name = ""
+		w.store.SetService(svc)
+	}
+	expect("three frontends change owner", 3)
+	w.settled()
+}
+
+func TestMemoryAtSize(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	store := manyServices(10_000)
+	rec := reconciler.New(&nullKernel{}, bigLimits)
+	rec.ApplyAll(store.All())
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	const limit = 60 << 20 // of the 100 MB that the whole agent may use
+	if used := after.HeapAlloc - before.HeapAlloc; used > limit {
+		t.Errorf("10,000 services with 100,000 endpoints take %d MiB, want at most %d", used>>20, limit>>20)
+	} else {
+		t.Logf("%.1f MiB", float64(used)/(1<<20))
+	}
+	runtime.KeepAlive(store)
+	runtime.KeepAlive(rec)
+}
+
+func BenchmarkOneEndpointAmong10000Services(b *testing.B) {
+	store := manyServices(10_000)
+	rec := reconciler.New(&nullKernel{}, bigLimits)
+	rec.ApplyAll(store.All())
+	b.ReportAllocs()
+	n := 9
+	for b.Loop() {
+		n = 19 - n
+		store.SetSlice(numberedSlice(5000, n))
+		rec.Apply(store.Changes())
+	}
+}
+
+func BenchmarkFirstApplyOf10000Services(b *testing.B) {
+	all := manyServices(10_000).All()
+	b.ReportAllocs()
+	for b.Loop() {
+		reconciler.New(&nullKernel{}, bigLimits).ApplyAll(all)
+	}
+}
+
+func BenchmarkRepairOf10000UnchangedServices(b *testing.B) {
+	all := manyServices(10_000).All()
+	rec := reconciler.New(&nullKernel{}, bigLimits)
+	rec.ApplyAll(all)
+	tables := rec.Tables()
+	b.ReportAllocs()
+	for b.Loop() {
+		rec.Adopt(tables)
+		if res := rec.ApplyAll(all); res.Writes > 0 {
+			b.Fatal(res)
+		}
+	}
+}

@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package reconciler_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
+	"github.com/fairlead-lb/fairlead/internal/reconciler"
+)
+
+var compareAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+
+var testLimits = reconciler.Limits{Services: 1 << 10, Slots: 1 << 12}
+
+// meaning is what tables say, without the numbers they say it with.
+type meaning struct {
+	Frontends map[lb.FrontendKey]string
+	Eligible  map[lb.ServicePort][]lb.Backend
+	Members   map[lb.ServicePort][]lb.Backend
+	Problems  map[lb.Name]lb.Problem
+}
+
+// meaningOf fails the test if a reader could stumble over the tables, or if
+// they hold a row that nobody needs.
+func meaningOf(tb testing.TB, t lb.Tables) meaning {
+	tb.Helper()
+	for _, err := range t.Check() {
+		tb.Errorf("check: %v", err)
+	}
+	m := meaning{
+		Frontends: map[lb.FrontendKey]string{},
+		Eligible:  map[lb.ServicePort][]lb.Backend{},
+		Members:   map[lb.ServicePort][]lb.Backend{},
+		Problems:  t.Problems,
+	}
+	for key, f := range t.Frontends {
+		m.Frontends[key] = f.Kind.String()
+		if f.Service != lb.NoService {
+			m.Frontends[key] += " of " + t.Names[f.Service].String()
+		}
+	}
+	for id, sp := range t.Names {
+		if _, twice := m.Eligible[sp]; twice {
+			tb.Errorf("%v has two IDs", sp)
+		}
+		m.Eligible[sp] = slices.SortedFunc(slices.Values(t.Backends(t.Services[id])), lb.Backend.Compare)
+	}
+	for member := range t.Members {
+		sp := t.Names[member.Service]
+		m.Members[sp] = append(m.Members[sp], member.Backend)
+	}
+	for _, backends := range m.Members {
+		slices.SortFunc(backends, lb.Backend.Compare)
+	}
+	return m
+}
+
+// wantMeaning is what tables should say when all is wanted.
+func wantMeaning(all lb.Delta) meaning {
+	m := meaning{
+		Frontends: map[lb.FrontendKey]string{},
+		Eligible:  map[lb.ServicePort][]lb.Backend{},
+		Members:   map[lb.ServicePort][]lb.Backend{},
+		Problems:  all.Problems,
+	}
+	for key, owner := range all.Frontends {
+		m.Frontends[key] = owner.Kind.String()
+		if !key.IsWildcard() {
+			m.Frontends[key] += " of " + owner.Service.String()
+		}
+	}
+	for sp, b := range all.Services {
+		m.Eligible[sp] = b.Eligible
+		if sp.Protocol == lb.UDP && len(b.Serving) > 0 {
+			m.Members[sp] = b.Serving
+		}
+	}
+	return m
+}
+
+// world is a store, a reconciler and a kernel, with a random history.
+type world struct {
+	tb     testing.TB
+	rng    *rand.Rand
+	store  *lb.Store
+	rec    *reconciler.Reconciler
+	kernel *fakeKernel
+}
+
+func newWorld(tb testing.TB, seed uint64) *world {
+	kernel := newFake(tb, testLimits)
+	kernel.wanted = []lb.Delta{{}}
+	return &world{
+		tb:     tb,
+		rng:    rand.New(rand.NewPCG(seed, 0)),
+		store:  lb.NewStore(),
+		rec:    reconciler.New(kernel, testLimits),
+		kernel: kernel,
+	}
+}
+
+// change alters a few objects: few names, addresses and ports, so that they
+// often get in each other's way.
+func (w *world) change() {
+	for range 1 + w.rng.IntN(4) {
+		service := lb.Name{Namespace: "ns", Name: fmt.Sprint("svc", w.rng.IntN(4))}
+		slice := lb.Name{Namespace: "ns", Name: fmt.Sprint("slice", w.rng.IntN(6))}
+		switch n := w.rng.IntN(10); {
+		case n == 0:
+			w.store.DeleteService(service)
+		case n == 1:
+			w.store.DeleteSlice(slice)
+		case n < 5:
+			w.store.SetService(w.service(service))
+		default:
+			w.store.SetSlice(w.slice(slice))
+		}
+	}
+}
+
+var testPorts = []lb.Port{
+	{Name: "web", Protocol: lb.TCP, Number: 80},
+	{Name: "alt", Protocol: lb.TCP, Number: 80},
+	{Name: "web", Protocol: lb.TCP, Number: 8080},
+	{Name: "dns", Protocol: lb.UDP, Number: 53},
+	{Name: "dns2", Protocol: lb.UDP, Number: 53},
+}
+
+func (w *world) service(name lb.Name) lb.Service {
+	svc := lb.Service{Name: name, Created: time.Unix(int64(w.rng.IntN(3)), 0)}
+	svc.ClusterIPs = []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(w.rng.IntN(3))})}
+	if w.rng.IntN(3) == 0 {
+		svc.ClusterIPs = append(svc.ClusterIPs, netip.MustParseAddr(fmt.Sprintf("fd00::%d", w.rng.IntN(2))))
+	}
+	for _, i := range w.rng.Perm(len(testPorts))[:1+w.rng.IntN(3)] {
+		svc.Ports = append(svc.Ports, testPorts[i])
+	}
+	return svc
+}
+
+func (w *world) slice(name lb.Name) lb.Slice {
+	s := lb.Slice{Name: name, Service: fmt.Sprint("svc", w.rng.IntN(4)), Family: lb.IPv4}
+	if w.rng.IntN(4) == 0 {
+		s.Family = lb.IPv6
+	}
+	s.Ports = []lb.SlicePort{
+		{Name: "web", Protocol: lb.TCP, Number: uint16(8080 + w.rng.IntN(2))},
+		{Name: "alt", Protocol: lb.TCP, Number: 9090},
+		{Name: "dns", Protocol: lb.UDP, Number: 5353},
+		{Name: "dns2", Protocol: lb.UDP, Number: 5353},
+	}
+	for range w.rng.IntN(5) {
+		e := lb.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(w.rng.IntN(6))})}
+		if s.Family == lb.IPv6 {
+			e.Addr = netip.MustParseAddr(fmt.Sprintf("fd01::%d", w.rng.IntN(6)))
+		}
+		e.Ready = w.rng.IntN(2) == 0
+		e.Serving = e.Ready || w.rng.IntN(2) == 0
+		e.Terminating = w.rng.IntN(3) == 0
+		s.Endpoints = append(s.Endpoints, e)
+	}
+	return s
+}
+
+// apply brings the store's changes into the kernel.
+func (w *world) apply() reconciler.Result {
+	d := w.store.Changes()
+	w.kernel.wanted = append(w.kernel.wanted, w.store.All())
+	return w.noteResult(w.rec.Apply(d))
+}
+
+func (w *world) applyAll() reconciler.Result {
+	all := w.store.All()
+	w.kernel.wanted = append(w.kernel.wanted, all)
+	return w.noteResult(w.rec.ApplyAll(all))
+}
+
+// noteResult checks that nothing pending is a secret and, when all is as
+// wanted, that readers have nothing but that from now on.
+func (w *world) noteResult(res reconciler.Result) reconciler.Result {
+	w.tb.Helper()
+	if len(res.Failed) > 0 && !w.rec.Pending() {
+		w.tb.Errorf("failed %v, but nothing is pending", res.Failed)
+	}
+	if !w.rec.Pending() {
+		w.kernel.wanted = w.kernel.wanted[len(w.kernel.wanted)-1:]
+	}
+	return res
+}
+
+// settled fails the test unless the kernel holds what is wanted, the
+// reconciler knows it and has nothing more to write.
+func (w *world) settled() {
+	w.tb.Helper()
+	all := w.store.All()
+	if w.rec.Pending() {
+		w.tb.Error("something is pending")
+	}
+	if diff := cmp.Diff(wantMeaning(all), meaningOf(w.tb, w.kernel.load()), compareAddr); diff != "" {
+		w.tb.Errorf("the kernel differs from what is wanted (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(w.kernel.load().String(), w.rec.Tables().String()); diff != "" {
+		w.tb.Errorf("the reconciler is mistaken about the kernel (-kernel +reconciler):\n%s", diff)
+	}
+	calls := w.kernel.calls
+	if res := w.applyAll(); res.Writes+res.Deletes > 0 || w.kernel.calls != calls {
+		w.tb.Errorf("a second apply made %d writes and %d deletes in %d calls", res.Writes, res.Deletes, w.kernel.calls-calls)
+	}
+}
+
+// restart forgets the reconciler and starts another one from what the kernel
+// holds.
+func (w *world) restart() {
+	w.rec = reconciler.New(w.kernel, testLimits)
+	w.rec.Adopt(w.kernel.load())
+	w.rec.FreeIDs(w.kernel.remember)
+}
+
+const steps = 6
+
+// seeds returns how many random histories to go through.
+func seeds(n int) uint64 {
+	if testing.Short() {
+		return uint64(n)/10 + 1
+	}
+	return uint64(n)
+}
+
+func TestReadersMeetOnlyWhatIsWanted(t *testing.T) {
+	for seed := range seeds(80) {
+		w := newWorld(t, seed)
+		for range 4 * steps {
+			w.change()
+			if w.rng.IntN(8) == 0 {
+				w.applyAll()
+			} else {
+				w.apply()
+			}
+			if w.rng.IntN(4) == 0 {
+				w.rec.FreeIDs(w.kernel.remember)
+			}
+			if w.rng.IntN(4) == 0 { // sockets come to an end
+				clear(w.kernel.remembered)
+				w.kernel.hold()
+			}
+			w.settled()
+		}
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+// countCalls returns how many calls the history of a seed makes.
+func countCalls(t *testing.T, seed uint64) int {
+	w := newWorld(t, seed)
+	for range steps {
+		w.change()
+		w.apply()
+	}
+	return w.kernel.calls
+}
+
+func TestOneFailedWriteIsMadeGoodByRetry(t *testing.T) {
+	for seed := range seeds(20) {
+		for n := range countCalls(t, seed) {
+			w := newWorld(t, seed)
+			w.kernel.fails = func(_ string, call int) bool { return call == n+1 }
+			for range steps {
+				w.change()
+				w.apply()
+			}
+			w.noteResult(w.rec.Retry())
+			w.settled()
+			if t.Failed() {
+				t.Fatalf("seed %d, call %d", seed, n+1)
+			}
+		}
+	}
+}
+
+func TestWritesThatFailForGood(t *testing.T) {
+	for seed := range seeds(20) {
+		for n := range countCalls(t, seed) {
+			w := newWorld(t, seed)
+			w.kernel.fails = func(_ string, call int) bool { return call > n }
+			for range steps {
+				w.change()
+				w.apply()
+			}
+			w.noteResult(w.rec.Retry())
+			w.kernel.fails = func(string, int) bool { return false }
+			w.noteResult(w.rec.Retry())
+			w.settled()
+			if t.Failed() {
+				t.Fatalf("seed %d, from call %d on", seed, n+1)
+			}
+		}
+	}
+}
+
+func TestEachOperationFailingForAWhile(t *testing.T) {
+	ops := []string{
+		"SetFrontend", "DeleteFrontend", "SetService", "SetSlots", "SetMember", "DeleteMember",
+		"SetName", "DeleteName", "SetProblem", "DeleteProblem", "WaitReaders",
+	}
+	for _, failing := range ops {
+		t.Run(failing, func(t *testing.T) {
+			for seed := range seeds(50) {
+				w := newWorld(t, seed)
+				for step := range 3 * steps {
+					w.kernel.fails = func(op string, _ int) bool { return op == failing && step%3 > 0 }
+					w.change()
+					w.apply()
+					if step%3 == 0 {
+						w.noteResult(w.rec.Retry())
+						w.settled()
+					}
+				}
+				if t.Failed() {
+					t.Fatalf("seed %d", seed)
+				}
+			}
+		})
+	}
+}
+
+func TestAnAgentMayDieAfterAnyWrite(t *testing.T) {
+	for seed := range seeds(20) {
+		for n := range countCalls(t, seed) {
+			w := newWorld(t, seed)
+			dead := false
+			w.kernel.fails = func(_ string, call int) bool { dead = dead || call > n; return dead }
+			for range steps {
+				w.change()
+				w.apply()
+				if dead {
+					break
+				}
+			}
+			w.kernel.fails = func(string, int) bool { return false }
+			w.restart()
+			if n%2 == 0 { // the cluster goes on while the agent is away
+				w.change()
+			}
+			w.applyAll()
+			w.settled()
+			if t.Failed() {
+				t.Fatalf("seed %d, died before call %d", seed, n+1)
+			}
+		}
+	}
+}
+
+func TestRepairMakesDamagedTablesGood(t *testing.T) {
+	for seed := range seeds(300) {
+		w := newWorld(t, seed)
+		for range 2 * steps {
+			w.change()
+			w.apply()
+		}
+		w.kernel.wanted = nil // damaged tables mean nothing to a reader
+		for range 1 + w.rng.IntN(5) {
+			w.damage()
+		}
+		before := w.kernel.load().String()
+		w.rec.Adopt(w.kernel.load())
+		res := w.rec.ApplyAll(w.store.All())
+		changed := w.kernel.load().String() != before
+		if written := res.Writes+res.Deletes > 0; written != changed {
+			t.Errorf("%d writes and %d deletes, but changed is %v", res.Writes, res.Deletes, changed)
+		}
+		w.settled()
+		if t.Failed() {
+			t.Fatalf("seed %d, damaged tables were:\n%s", seed, before)
+		}
+	}
+}
+
+// damage alters a row as no reconciler would.
+func (w *world) damage() {
+	id := lb.ServiceID(1 + w.rng.IntN(12))
+	other := lb.ServiceID(1 + w.rng.IntN(12))
+	key := lb.FrontendKey{VIP: netip.AddrFrom4([4]byte{10, 96, 0, byte(w.rng.IntN(3))}), Port: 80, Protocol: lb.TCP}
+	backend := lb.Backend{Addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(w.rng.IntN(6))}), Port: 5353}
+	k := w.kernel
+	switch w.rng.IntN(9) {
+	case 0:
+		delete(k.frontends, key)
+	case 1:
+		k.frontends[key] = lb.Frontend{Service: id, Kind: lb.KindClusterIP}
+	case 2:
+		k.frontends[lb.FrontendKey{VIP: key.VIP}] = lb.Frontend{Service: id, Kind: lb.KindClusterIP}
+	case 3:
+		delete(k.names, id)
+	case 4:
+		k.names[id] = lb.ServicePort{Service: lb.Name{Namespace: "ns", Name: "svc1"}, Port: "web", Protocol: lb.TCP, Family: lb.IPv4}
+	case 5:
+		k.words[id] = k.words[other]
+	case 6:
+		k.slots[k.words[id].Base] = backend
+	case 7:
+		k.members[lb.Member{Service: id, Backend: backend}] = struct{}{}
+	case 8:
+		delete(k.members, lb.Member{Service: id, Backend: backend})
+	}
+}
