@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -70,6 +71,9 @@ func (n *Node) setUp() error {
 	err = n.ns.withNetlink(func(h *netlink.Handle) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = Bridge
+		// Without an address of its own a bridge takes the lowest of its ports',
+		// and who knows the node by the old one loses it for seconds.
+		attrs.HardwareAddr = hardwareAddr(GatewayIPv4.Addr())
 		bridge := &netlink.Bridge{LinkAttrs: attrs}
 		if err := h.LinkAdd(bridge); err != nil {
 			return linkError("bridge", Bridge, err)
@@ -116,7 +120,11 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) (*Namespace, error) {
 
 // connect puts a pod behind the bridge and waits until its link works.
 func (n *Node) connect(ns *Namespace, link string, addrs []netip.Addr, gateways map[netip.Prefix]bool) error {
-	if err := n.addPort(ns, link); err != nil {
+	var mac net.HardwareAddr
+	if len(addrs) > 0 {
+		mac = hardwareAddr(addrs[0])
+	}
+	if err := n.addPort(ns, link, mac); err != nil {
 		return err
 	}
 	if err := ns.Do(func() error { return setLinkUp("eth0") }); err != nil {
@@ -148,13 +156,17 @@ func (n *Node) connect(ns *Namespace, link string, addrs []netip.Addr, gateways 
 }
 
 // addPort makes a veth pair from a bridge port of the node to eth0 of the pod.
-// In hairpin mode a pod may reach itself through its own Service.
-func (n *Node) addPort(pod *Namespace, link string) error {
+// In hairpin mode a pod may reach itself through its own Service. The pod's link
+// gets the hardware address mac, any when it is nil.
+func (n *Node) addPort(pod *Namespace, link string, mac net.HardwareAddr) error {
 	return n.ns.withLink(Bridge, func(h *netlink.Handle, bridge netlink.Link) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = link
 		attrs.MasterIndex = bridge.Attrs().Index
-		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(pod.fd.Fd()))}
+		veth := &netlink.Veth{
+			LinkAttrs: attrs, PeerName: "eth0", PeerHardwareAddr: mac,
+			PeerNamespace: netlink.NsFd(int(pod.fd.Fd())),
+		}
 		if err := h.LinkAdd(veth); err != nil {
 			return linkError("veth", link, err)
 		}
@@ -211,6 +223,13 @@ func (ns *Namespace) waitUp(link string) error {
 		}
 		return nil
 	})
+}
+
+// hardwareAddr returns a hardware address that follows from an IP address: who
+// gets the IP address of a removed pod is found where that pod was.
+func hardwareAddr(addr netip.Addr) net.HardwareAddr {
+	b := addr.As16()
+	return net.HardwareAddr{0x0a, 0x58, b[12], b[13], b[14], b[15]}
 }
 
 func gatewayOf(addr netip.Addr) netip.Prefix {
