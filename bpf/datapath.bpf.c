@@ -44,18 +44,19 @@ static __always_inline void request_from_v4(struct request *req, struct bpf_sock
 
 static __always_inline void request_from_v6(struct request *req, struct bpf_sock_addr *ctx)
 {
-	__u32 *w = (__u32 *)req->addr.b;
-
-	w[0] = ctx->user_ip6[0];
-	w[1] = ctx->user_ip6[1];
-	w[2] = ctx->user_ip6[2];
-	w[3] = ctx->user_ip6[3];
+	req->addr = addr_from_words(ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2],
+				    ctx->user_ip6[3]);
 	req->port = (__be16)ctx->user_port;
 	req->proto = is_tcp(ctx) ? IPPROTO_TCP : IPPROTO_UDP;
 }
 
+/*
+ * Without the barrier clang-19 keeps the address of a field that was read before
+ * in a register, and Linux 6.18 says "dereference of modified ctx ptr".
+ */
 static __always_inline void request_to_v4(const struct request *req, struct bpf_sock_addr *ctx)
 {
+	barrier_var(ctx);
 	ctx->user_ip4 = ((const __u32 *)req->addr.b)[3];
 	ctx->user_port = req->port;
 }
@@ -64,6 +65,7 @@ static __always_inline void request_to_v6(const struct request *req, struct bpf_
 {
 	const __u32 *w = (const __u32 *)req->addr.b;
 
+	barrier_var(ctx);
 	ctx->user_ip6[0] = w[0];
 	ctx->user_ip6[1] = w[1];
 	ctx->user_ip6[2] = w[2];
@@ -79,12 +81,11 @@ static __always_inline void request_to_v6(const struct request *req, struct bpf_
 static __always_inline enum verdict sock_connect(struct bpf_sock_addr *ctx, struct request *req,
 						 bool *refuse)
 {
-	__u64 cookie = bpf_get_socket_cookie(ctx);
 	enum verdict verdict;
 
 	if (!is_tcp(ctx))
-		return udp_connect(ctx, req, cookie);
-	verdict = tcp_connect(req, cookie);
+		return udp_connect(ctx, req);
+	verdict = tcp_connect(ctx, req);
 	*refuse = verdict == VERDICT_NO_BACKEND || verdict == VERDICT_NO_PORT;
 	return verdict;
 }
@@ -125,7 +126,7 @@ int sock_sendmsg4(struct bpf_sock_addr *ctx)
 	if (!is_udp(ctx))
 		return SOCK_PROCEED;
 	request_from_v4(&req, ctx);
-	switch (udp_send(ctx, &req, bpf_get_socket_cookie(ctx))) {
+	switch (udp_send(ctx, &req)) {
 	case VERDICT_NO_BACKEND:
 	case VERDICT_NO_PORT:
 		return sock_refuse();
@@ -145,7 +146,7 @@ int sock_sendmsg6(struct bpf_sock_addr *ctx)
 	if (!is_udp(ctx))
 		return SOCK_PROCEED;
 	request_from_v6(&req, ctx);
-	switch (udp_send(ctx, &req, bpf_get_socket_cookie(ctx))) {
+	switch (udp_send(ctx, &req)) {
 	case VERDICT_NO_BACKEND:
 	case VERDICT_NO_PORT:
 		return sock_refuse();
@@ -163,7 +164,7 @@ int sock_recvmsg4(struct bpf_sock_addr *ctx)
 	struct request req = {};
 
 	request_from_v4(&req, ctx);
-	if (udp_answer(ctx, &req, bpf_get_socket_cookie(ctx)))
+	if (udp_answer(ctx, &req))
 		request_to_v4(&req, ctx);
 	return SOCK_PROCEED;
 }
@@ -174,18 +175,16 @@ int sock_recvmsg6(struct bpf_sock_addr *ctx)
 	struct request req = {};
 
 	request_from_v6(&req, ctx);
-	if (udp_answer(ctx, &req, bpf_get_socket_cookie(ctx)))
+	if (udp_answer(ctx, &req))
 		request_to_v6(&req, ctx);
 	return SOCK_PROCEED;
 }
 
 static __always_inline bool sock_peername(struct bpf_sock_addr *ctx, struct request *req)
 {
-	__u64 cookie = bpf_get_socket_cookie(ctx);
-
 	if (is_tcp(ctx))
-		return peer_recall(cookie, req);
-	return is_udp(ctx) && udp_answer(ctx, req, cookie);
+		return peer_recall(bpf_get_socket_cookie(ctx), req);
+	return is_udp(ctx) && udp_answer(ctx, req);
 }
 
 SEC("cgroup/getpeername4")

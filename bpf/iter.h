@@ -179,11 +179,9 @@ static __always_inline bool sock_is_ours(struct sock *sk)
  */
 static __always_inline bool udp_backend_came(struct sock *sk, const struct udp_record *rec)
 {
-	struct frontend_key key = {};
+	struct frontend_key key;
 
-	key.vip = rec->remote;
-	key.port = rec->remote_port;
-	key.proto = IPPROTO_UDP;
+	frontend_key_fill(&key, &rec->remote, rec->remote_port, IPPROTO_UDP);
 	return bpf_map_lookup_elem(&answered, &key) && sock_is_ours(sk);
 }
 

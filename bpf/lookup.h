@@ -41,22 +41,37 @@ struct choice {
  * comparisons: every branch in a loop multiplies the paths that the verifier
  * has to follow.
  */
-static __always_inline __u32 addr_diff(const struct addr *a, const struct addr *b)
+static __always_inline __u64 addr_diff(const struct addr *a, const struct addr *b)
 {
-	const __u32 *x = (const __u32 *)a->b;
-	const __u32 *y = (const __u32 *)b->b;
+	const __u64 *x = (const __u64 *)a->b;
+	const __u64 *y = (const __u64 *)b->b;
 
-	return (x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]);
+	return (x[0] ^ y[0]) | (x[1] ^ y[1]);
+}
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+	       "words of 64 bits are put together from smaller ones below");
+
+static __always_inline struct addr addr_from_words(__u32 a, __u32 b, __u32 c, __u32 d)
+{
+	struct addr addr;
+	__u64 *w = (__u64 *)addr.b;
+
+	w[0] = (__u64)b << 32 | a;
+	w[1] = (__u64)d << 32 | c;
+	return addr;
 }
 
 static __always_inline struct addr addr_from_v4(__be32 v4)
 {
-	struct addr a = {};
-	__u32 *w = (__u32 *)a.b;
+	return addr_from_words(0, 0, bpf_htonl(0xffff), v4);
+}
 
-	w[2] = bpf_htonl(0xffff);
-	w[3] = v4;
-	return a;
+static __always_inline void frontend_key_fill(struct frontend_key *key, const struct addr *vip,
+					      __be16 port, __u8 proto)
+{
+	key->vip = *vip;
+	*(__u64 *)&key->port = (__u64)proto << 16 | port;
 }
 
 static __always_inline void target_set(struct target *t, __u32 id, __u64 range)
@@ -73,18 +88,15 @@ static __always_inline void target_set(struct target *t, __u32 id, __u64 range)
  */
 static __always_inline enum verdict lb_find(const struct request *req, struct target *target)
 {
-	struct frontend_key key = {};
 	struct frontend *frontend;
+	struct frontend_key key;
 	struct service *service;
 	__u32 id;
 
-	key.vip = req->addr;
-	key.port = req->port;
-	key.proto = req->proto;
+	frontend_key_fill(&key, &req->addr, req->port, req->proto);
 	frontend = bpf_map_lookup_elem(&frontends, &key);
 	if (!frontend) {
-		key.port = 0;
-		key.proto = 0;
+		frontend_key_fill(&key, &req->addr, 0, 0);
 		if (bpf_map_lookup_elem(&frontends, &key))
 			return VERDICT_NO_PORT;
 		return VERDICT_PASS;

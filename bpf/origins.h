@@ -16,14 +16,14 @@ static __always_inline __u32 now_sec(void)
 }
 
 /* 0 when the entry is for the VIP that is asked for. */
-static __always_inline __u32 entry_vip_diff(const struct origin_entry *entry,
+static __always_inline __u64 entry_vip_diff(const struct origin_entry *entry,
 					    const struct addr *addr, __be16 port)
 {
 	return addr_diff(&entry->vip, addr) | (entry->vip_port ^ port);
 }
 
 /* 0 when the entry is for the backend; an empty one is for no backend at all. */
-static __always_inline __u32 entry_backend_diff(const struct origin_entry *entry,
+static __always_inline __u64 entry_backend_diff(const struct origin_entry *entry,
 						const struct addr *addr, __be16 port)
 {
 	return addr_diff(&entry->backend, addr) | (entry->backend_port ^ port);
@@ -110,7 +110,7 @@ static __always_inline void overflow_put(__u64 cookie, const struct origin_entry
  * Where did this socket's datagrams for the VIP go? True with a copy of the
  * entry, unless the socket was silent for too long.
  */
-static __always_inline bool origin_sent_find(struct origin *origin, __u64 cookie,
+static __always_inline bool origin_sent_find(struct origin *origin, void *ctx,
 					     const struct request *req, __u32 now,
 					     struct origin_entry *copy)
 {
@@ -133,8 +133,8 @@ static __always_inline bool origin_sent_find(struct origin *origin, __u64 cookie
 		bpf_spin_unlock(&origin->lock);
 	}
 	if (!found && overflow_in_use())
-		found = overflow_find(cookie, OVERFLOW_BY_VIP, &req->addr, req->port, now,
-				      copy);
+		found = overflow_find(bpf_get_socket_cookie(ctx), OVERFLOW_BY_VIP, &req->addr,
+				      req->port, now, copy);
 	return found && !entry_idle(copy, now);
 }
 
@@ -155,9 +155,9 @@ static __always_inline bool origin_usable(const struct origin_entry *entry,
 }
 
 /* 1 when d is 0, else 0, without a branch. */
-static __always_inline __u32 is_zero(__u32 d)
+static __always_inline __u64 is_zero(__u64 d)
 {
-	return 1 - (((__u64)d + 0xffffffff) >> 32);
+	return 1 ^ ((d | -d) >> 63);
 }
 
 /* Would an answer from this backend be taken for another VIP's? */
@@ -165,7 +165,7 @@ static __always_inline bool origin_ambiguous(struct origin *origin, const struct
 					     const struct choice *choice)
 {
 	struct origin_entry *entry;
-	__u32 other = 0;
+	__u64 other = 0;
 	int i;
 
 	bpf_spin_lock(&origin->lock);
@@ -271,8 +271,7 @@ static __always_inline void origin_connected_put(struct origin *origin,
  * Puts the VIP in the place of the backend that a datagram comes from. Of two
  * VIPs that share the backend it is the one used last.
  */
-static __always_inline bool origin_recall(struct origin *origin, __u64 cookie,
-					  struct request *req)
+static __always_inline bool origin_recall(struct origin *origin, void *ctx, struct request *req)
 {
 	struct origin_entry copy = {};
 	bool found = false;
@@ -298,8 +297,8 @@ static __always_inline bool origin_recall(struct origin *origin, __u64 cookie,
 		bpf_spin_unlock(&origin->lock);
 	}
 	if (!found && overflow_in_use())
-		found = overflow_find(cookie, OVERFLOW_BY_BACKEND, &req->addr, req->port,
-				      now_sec(), &copy);
+		found = overflow_find(bpf_get_socket_cookie(ctx), OVERFLOW_BY_BACKEND,
+				      &req->addr, req->port, now_sec(), &copy);
 	if (!found)
 		return false;
 	req->addr = copy.vip;

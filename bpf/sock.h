@@ -23,7 +23,7 @@ static __always_inline int sock_refuse(void)
 }
 
 /* TCP connect. On VERDICT_TRANSLATE the request holds the backend. */
-static __always_inline enum verdict tcp_connect(struct request *req, __u64 cookie)
+static __always_inline enum verdict tcp_connect(struct bpf_sock_addr *ctx, struct request *req)
 {
 	struct choice choice = {};
 	struct target target = {};
@@ -32,7 +32,7 @@ static __always_inline enum verdict tcp_connect(struct request *req, __u64 cooki
 	verdict = lb_find(req, &target);
 	if (verdict == VERDICT_TRANSLATE) {
 		if (lb_backend(&target, lb_pick(&target), &choice)) {
-			peer_remember(cookie, req, &choice);
+			peer_remember(bpf_get_socket_cookie(ctx), req, &choice);
 			req->addr = choice.addr;
 			req->port = choice.port;
 		} else {
@@ -44,8 +44,7 @@ static __always_inline enum verdict tcp_connect(struct request *req, __u64 cooki
 }
 
 /* UDP connect: a new choice each time, as for a new flow. */
-static __always_inline enum verdict udp_connect(struct bpf_sock_addr *ctx, struct request *req,
-						__u64 cookie)
+static __always_inline enum verdict udp_connect(struct bpf_sock_addr *ctx, struct request *req)
 {
 	struct origin_entry entry = {};
 	struct target target = {};
@@ -71,15 +70,14 @@ static __always_inline enum verdict udp_connect(struct bpf_sock_addr *ctx, struc
 	if (origin)
 		origin_connected_put(origin, &entry);
 	else
-		overflow_put(cookie, &entry);
+		overflow_put(bpf_get_socket_cookie(ctx), &entry);
 	req->addr = choice.addr;
 	req->port = choice.port;
 	return verdict;
 }
 
 /* A datagram with an address of its own. */
-static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, struct request *req,
-					     __u64 cookie)
+static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, struct request *req)
 {
 	struct origin_entry found = {}, entry = {};
 	struct target target = {};
@@ -97,7 +95,7 @@ static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, struct r
 
 	now = now_sec();
 	origin = ctx->sk ? bpf_sk_storage_get(&origins, ctx->sk, NULL, 0) : NULL;
-	known = origin_sent_find(origin, cookie, req, now, &found);
+	known = origin_sent_find(origin, ctx, req, now, &found);
 	if (known && origin_usable(&found, &target)) {
 		count(COUNTER_SEND_UDP_KEPT);
 		req->addr = found.backend;
@@ -115,18 +113,17 @@ static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, struct r
 		origin = bpf_sk_storage_get(&origins, ctx->sk, NULL,
 					    BPF_SK_STORAGE_GET_F_CREATE);
 	if (!origin || !origin_sent_put(origin, &entry, known ? &found : NULL))
-		overflow_put(cookie, &entry);
+		overflow_put(bpf_get_socket_cookie(ctx), &entry);
 	req->addr = entry.backend;
 	req->port = entry.backend_port;
 	return verdict;
 }
 
 /* Whose address does the reader of a datagram, or getpeername, see? */
-static __always_inline bool udp_answer(struct bpf_sock_addr *ctx, struct request *req,
-				       __u64 cookie)
+static __always_inline bool udp_answer(struct bpf_sock_addr *ctx, struct request *req)
 {
 	struct origin *origin;
 
 	origin = ctx->sk ? bpf_sk_storage_get(&origins, ctx->sk, NULL, 0) : NULL;
-	return origin_recall(origin, cookie, req);
+	return origin_recall(origin, ctx, req);
 }

@@ -154,13 +154,13 @@ int test_origin(struct __sk_buff *skb)
 		io.found = origin_sent_put(origin, &io.entry, io.reject ? &io.rejected : NULL);
 		break;
 	case ORIGIN_SENT_FIND:
-		io.found = origin_sent_find(origin, 0, &io.req, io.now, &io.entry);
+		io.found = origin_sent_find(origin, skb, &io.req, io.now, &io.entry);
 		break;
 	case ORIGIN_CONNECTED_PUT:
 		origin_connected_put(origin, &io.entry);
 		break;
 	case ORIGIN_RECALL:
-		io.found = origin_recall(origin, 0, &io.req);
+		io.found = origin_recall(origin, skb, &io.req);
 		break;
 	case ORIGIN_CHOOSE:
 		io.found = origin_choose(origin, &io.req, &io.target, &io.choice);

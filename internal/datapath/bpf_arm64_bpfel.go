@@ -98,7 +98,7 @@ type bpfFrontendKey struct {
 	Vip   bpfAddr
 	Port  uint16
 	Proto uint8
-	Pad   uint8
+	Pad   [5]uint8
 }
 
 type bpfFrontendKind uint32
@@ -109,8 +109,8 @@ const (
 
 type bpfMemberKey struct {
 	_         structs.HostLayout
-	ServiceId uint32
 	Backend   bpfAddr
+	ServiceId uint32
 	Port      uint16
 	Pad       uint16
 }

@@ -33,6 +33,7 @@ type bpftestChoice struct {
 	Addr bpftestAddr
 	Port uint16
 	Pad  uint16
+	_    [4]byte
 }
 
 type bpftestControl struct {
@@ -52,7 +53,7 @@ type bpftestFrontendKey struct {
 	Vip   bpftestAddr
 	Port  uint16
 	Proto uint8
-	Pad   uint8
+	Pad   [5]uint8
 }
 
 type bpftestLookupIo struct {
@@ -60,13 +61,14 @@ type bpftestLookupIo struct {
 	Req     bpftestRequest
 	Verdict bpftestVerdict
 	Target  bpftestTarget
+	_       [4]byte
 	Choice  bpftestChoice
 }
 
 type bpftestMemberKey struct {
 	_         structs.HostLayout
-	ServiceId uint32
 	Backend   bpftestAddr
+	ServiceId uint32
 	Port      uint16
 	Pad       uint16
 }
@@ -146,9 +148,11 @@ type bpftestPeerIo struct {
 	_      structs.HostLayout
 	Cookie uint64
 	Op     bpftestPeerOp
+	_      [4]byte
 	Req    bpftestRequest
 	Choice bpftestChoice
 	Found  uint32
+	_      [4]byte
 }
 
 type bpftestPeerOp uint32
@@ -169,6 +173,7 @@ type bpftestRequest struct {
 	Port  uint16
 	Proto uint8
 	Pad   uint8
+	_     [4]byte
 }
 
 type bpftestService struct {
@@ -235,6 +240,7 @@ type bpftestTestTypes struct {
 			Port  uint16
 			Proto uint8
 			Pad   uint8
+			_     [4]byte
 		}
 		Verdict uint32
 		Target  struct {
@@ -244,6 +250,7 @@ type bpftestTestTypes struct {
 			Count      uint32
 			Generation uint32
 		}
+		_      [4]byte
 		Choice struct {
 			_    structs.HostLayout
 			Addr struct {
@@ -252,6 +259,7 @@ type bpftestTestTypes struct {
 			}
 			Port uint16
 			Pad  uint16
+			_    [4]byte
 		}
 	}
 	SpreadIo struct {
@@ -259,11 +267,11 @@ type bpftestTestTypes struct {
 		Count uint32
 		Picks uint32
 	}
-	_      [4]byte
 	PeerIo struct {
 		_      structs.HostLayout
 		Cookie uint64
 		Op     uint32
+		_      [4]byte
 		Req    struct {
 			_    structs.HostLayout
 			Addr struct {
@@ -273,6 +281,7 @@ type bpftestTestTypes struct {
 			Port  uint16
 			Proto uint8
 			Pad   uint8
+			_     [4]byte
 		}
 		Choice struct {
 			_    structs.HostLayout
@@ -282,8 +291,10 @@ type bpftestTestTypes struct {
 			}
 			Port uint16
 			Pad  uint16
+			_    [4]byte
 		}
 		Found uint32
+		_     [4]byte
 	}
 	OriginIo struct {
 		_      structs.HostLayout
@@ -300,6 +311,7 @@ type bpftestTestTypes struct {
 			Port  uint16
 			Proto uint8
 			Pad   uint8
+			_     [4]byte
 		}
 		Choice struct {
 			_    structs.HostLayout
@@ -309,6 +321,7 @@ type bpftestTestTypes struct {
 			}
 			Port uint16
 			Pad  uint16
+			_    [4]byte
 		}
 		Entry struct {
 			_   structs.HostLayout

@@ -45,13 +45,13 @@ func TestRowsHaveTheBytesOfTheABI(t *testing.T) {
 		got, want []byte
 	}{
 		{"an IPv4 VIP is mapped and ports are in network order", bytesOf(&frontend4),
-			join(mapped, []byte{10, 96, 0, 10, 0, 53, 17, 0})},
-		{"an IPv6 VIP is as it is", bytesOf(&frontend6), join(v6Bytes, []byte{0x1f, 0x90, 6, 0})},
-		{"a wildcard has no port and no protocol", bytesOf(&wildcard), join(mapped, []byte{10, 96, 0, 10, 0, 0, 0, 0})},
+			join(mapped, []byte{10, 96, 0, 10, 0, 53, 17, 0, 0, 0, 0, 0})},
+		{"an IPv6 VIP is as it is", bytesOf(&frontend6), join(v6Bytes, []byte{0x1f, 0x90, 6, 0, 0, 0, 0, 0})},
+		{"a wildcard has no port and no protocol", bytesOf(&wildcard), join(mapped, []byte{10, 96, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0})},
 		{"numbers are in host order", bytesOf(&frontend), []byte{4, 3, 2, 1, 1, 0, 0, 0}},
 		{"a range is base, count and generation from the lowest bit up", bytesOf(&word), []byte{3, 2, 1, 5, 4, 8, 7, 6}},
 		{"a slot ends in zeros", bytesOf(&slot), join(mapped, []byte{10, 244, 1, 2, 0, 80, 0, 0, 0, 0, 0, 0})},
-		{"a member's padding is zero", bytesOf(&member), join([]byte{7, 0, 0, 0}, v6Bytes, []byte{1, 0xbb, 0, 0})},
+		{"a member's padding is zero", bytesOf(&member), join(v6Bytes, []byte{7, 0, 0, 0, 1, 0xbb, 0, 0})},
 	} {
 		if !bytes.Equal(tc.got, tc.want) {
 			t.Errorf("%s:\n got %x\nwant %x", tc.name, tc.got, tc.want)

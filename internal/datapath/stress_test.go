@@ -26,6 +26,7 @@ const (
 	stressStable = 96  // frontends that always have a backend
 	stressTotal  = 192 // with those that come and go
 	stressTime   = 2 * time.Minute
+	leastBatches = 50 // that are written meanwhile
 )
 
 // emulated tells that this is a test machine whose processor may be emulated.
@@ -56,13 +57,17 @@ func TestReadersMeetNoTornTable(t *testing.T) {
 	}{{"readers in a hurry", hurrying, many}, {"readers that stay", staying, few}} {
 		t.Run(tc.name, func(t *testing.T) {
 			batches := w.batches
-			seen := w.run(t, tc.readers, func(r bpftestStressResult) bool { return r.Lookups >= tc.lookups })
+			enough := func(r bpftestStressResult) bool {
+				return r.Lookups >= tc.lookups && r.Absent > 0 && w.batches-batches >= leastBatches
+			}
+			seen := w.run(t, tc.readers, enough)
+			done := enough(seen)
 			batches = w.batches - batches
 			t.Logf("%v while %d batches were written", seen, batches)
 			if seen.errors() != 0 {
 				t.Errorf("%v, want no wrong, torn or missing answer", seen)
 			}
-			if seen.Lookups < tc.lookups || seen.Absent == 0 || batches < 10 {
+			if !done {
 				t.Errorf("%v during %d batches: too little was done in %s to prove anything", seen, batches, stressTime)
 			}
 		})

@@ -35,9 +35,9 @@ func TestBenchMeasuresEverything(t *testing.T) {
 	}
 
 	for i, c := range r.Workloads {
-		sides := 5
+		sides := 6
 		if goals[i].dials {
-			sides = 6
+			sides = 7
 		}
 		if c.Direct.P50 <= 0 || len(c.Sides) != sides {
 			t.Errorf("%s: direct %v, compared with %d sides, want %d", c.Workload, c.Direct, len(c.Sides), sides)
@@ -99,18 +99,22 @@ func testReport(t *testing.T, r report) {
 func TestSummaryPairsTheRoundsOfTwoSides(t *testing.T) {
 	// The machine gets twice as slow, the ratio stays.
 	got := summarize(goals[0], samples{
-		sideDirect: {{100, 110, 90}, {200, 190, 210}, {400, 410, 390}},
-		sideFew:    {{110, 500, 90}, {220, 10, 230}, {440, 440, 440}},
-		sideMany:   {{220, 220, 220}, {440, 440, 440}, {880, 880, 880}},
+		sideDirect:  {{80, 80, 80}, {160, 160, 160}, {320, 320, 320}},
+		sideNotOurs: {{100, 110, 90}, {200, 190, 210}, {400, 410, 390}},
+		sideFew:     {{110, 500, 90}, {220, 10, 230}, {440, 440, 440}},
+		sideMany:    {{220, 220, 220}, {440, 440, 440}, {880, 880, 880}},
 	})
 	ratios := map[string]float64{}
 	for _, s := range got.Sides {
-		ratios[s.Side] = s.Ratio.Median
+		ratios[s.Side+" against "+s.Base] = s.Ratio.Median
 		if s.Ratio.Q1 != s.Ratio.Q3 {
 			t.Errorf("%s: ratio %+v, want the same in all rounds", s.Side, s.Ratio)
 		}
 	}
-	if diff := cmp.Diff(map[string]float64{sideFew: 1.1, sideMany: 2.2, sideGrowth: 2}, ratios); diff != "" {
+	if diff := cmp.Diff(map[string]float64{
+		"few against not ours": 1.1, "many against not ours": 2.2, "many against few": 2,
+		"not ours against direct": 1.25, "many against direct": 2.75,
+	}, ratios); diff != "" {
 		t.Errorf("ratios (-want +got):\n%s", diff)
 	}
 }

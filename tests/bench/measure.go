@@ -44,8 +44,8 @@ const (
 	sideAgain   = "direct again"
 )
 
-// sides are the ways to the server, the one that the others are compared with
-// first.
+// sides are the ways to the server. Direct in a cgroup without programs stands
+// for a node without Fairlead; not ours is direct in the cgroup that has them.
 func (c *cluster) sides() []side {
 	return []side{
 		{sideDirect, c.plain, toPod},

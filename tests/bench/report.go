@@ -40,6 +40,7 @@ type distribution struct{ P50, P90, P99 float64 }
 // compared is one side against another.
 type compared struct {
 	Side  string
+	Base  string // the side it is compared with
 	Title string // with FEW and MANY
 	Time  distribution
 	// Ratio is p50 against p50 of the same round, Added the difference.
@@ -51,44 +52,43 @@ type compared struct {
 // spread describes a figure over all rounds by its quartiles.
 type spread struct{ Q1, Median, Q3 float64 }
 
-// sideGrowth compares many Services with few; all other sides are compared with
-// sideDirect.
-const sideGrowth = "growth"
-
-// titles name the sides in the order of the report, FEW and MANY standing for
-// numbers.
-var titles = []struct{ side, title string }{
-	{sideFew, "through one of FEW Services"},
-	{sideMany, "through one of MANY Services"},
-	{sideSpread, "through each of MANY in turn"},
-	{sideGrowth, "MANY compared with FEW"},
-	{sideNotOurs, "direct, programs attached"},
-	{sideAgain, "direct again: noise"},
+// compares are the lines of a workload in the order of the report: a side and
+// what it is compared with. FEW and MANY stand for numbers. What a client gains
+// or loses by dialling a Service instead of a pod has the goal to meet; what
+// all of it costs against a node without Fairlead is told, too.
+var compares = []struct {
+	side, base, title string
+	goal              bool
+}{
+	{sideFew, sideNotOurs, "a Service, FEW in the maps, against direct", true},
+	{sideMany, sideNotOurs, "a Service, MANY in the maps, against direct", true},
+	{sideMany, sideFew, "MANY in the maps against FEW", false},
+	{sideSpread, sideNotOurs, "each of MANY Services in turn, against direct", false},
+	{sideNotOurs, sideDirect, "direct, against no Fairlead", false},
+	{sideMany, sideDirect, "a Service, MANY in the maps, against no Fairlead", false},
+	{sideAgain, sideDirect, "no Fairlead, against itself: noise", false},
 }
 
 // summarize turns the samples of a workload into what the report shows.
 func summarize(g goal, got samples) comparison {
 	c := comparison{Workload: g.workload, Goal: g.ratio, Direct: distributionOf(got[sideDirect])}
-	for _, t := range titles {
-		of, base := t.side, sideDirect
-		if t.side == sideGrowth {
-			of, base = sideMany, sideFew
-		}
-		if len(got[of]) == 0 {
+	for _, t := range compares {
+		if len(got[t.side]) == 0 || len(got[t.base]) == 0 {
 			continue
 		}
 		var ratios, added []float64
-		for i := range got[of] {
-			a, b := p50(got[of][i]), p50(got[base][i])
+		for i := range got[t.side] {
+			a, b := p50(got[t.side][i]), p50(got[t.base][i])
 			ratios, added = append(ratios, a/b), append(added, a-b)
 		}
 		c.Sides = append(c.Sides, compared{
 			Side:  t.side,
+			Base:  t.base,
 			Title: t.title,
-			Time:  distributionOf(got[of]),
+			Time:  distributionOf(got[t.side]),
 			Ratio: spreadOf(ratios),
 			Added: spreadOf(added),
-			Goal:  t.side == sideFew || t.side == sideMany,
+			Goal:  t.goal,
 		})
 	}
 	return c
@@ -140,7 +140,7 @@ func (r report) write(out io.Writer) error {
 		r.Samples, r.Rounds)
 	numbers := strings.NewReplacer("FEW", strconv.Itoa(r.Few), "MANY", strconv.Itoa(r.Many))
 	for _, c := range r.Workloads {
-		p("\n%s: direct %s\tratio\tquartiles\tadded\tgoal\n", c.Workload, micros(c.Direct.P50))
+		p("\n%s: %s without Fairlead\tratio\tquartiles\tadded\tgoal\n", c.Workload, micros(c.Direct.P50))
 		for _, s := range c.Sides {
 			p("  %s\t%.3f\t%.3f – %.3f\t%+.0f ns\t%s\n", numbers.Replace(s.Title),
 				s.Ratio.Median, s.Ratio.Q1, s.Ratio.Q3, s.Added.Median, c.verdict(s))
