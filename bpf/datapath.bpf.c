@@ -184,7 +184,7 @@ static __always_inline bool sock_peername(struct bpf_sock_addr *ctx, struct requ
 {
 	if (is_tcp(ctx))
 		return peer_recall(bpf_get_socket_cookie(ctx), req);
-	return is_udp(ctx) && udp_answer(ctx, req);
+	return is_udp(ctx) && udp_peer(ctx, req);
 }
 
 SEC("cgroup/getpeername4")

@@ -138,17 +138,11 @@ static __always_inline bool udp_backend_gone(struct origin *origin,
 	struct origin_entry entry = {};
 	bool found = false;
 
-	if (origin) {
-		bpf_spin_lock(&origin->lock);
-		if (!entry_backend_diff(&origin->connected, &rec->remote, rec->remote_port)) {
-			entry = origin->connected;
-			found = true;
-		}
-		bpf_spin_unlock(&origin->lock);
-	}
+	if (origin)
+		found = origin_connected_find(origin, &rec->remote, rec->remote_port, &entry);
 	if (!found && overflow_in_use())
 		found = overflow_find(rec->cookie, OVERFLOW_BY_BACKEND, &rec->remote,
-				      rec->remote_port, 0, &entry);
+				      rec->remote_port, now_sec(), &entry);
 	return found && !lb_is_member(entry.service_id, &entry.backend, entry.backend_port);
 }
 

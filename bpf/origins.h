@@ -267,6 +267,42 @@ static __always_inline void origin_connected_put(struct origin *origin,
 	bpf_spin_unlock(&origin->lock);
 }
 
+/* Is this what a connected socket remembers? True with a copy of the entry. */
+static __always_inline bool origin_connected_find(struct origin *origin, const struct addr *backend,
+						  __be16 port, struct origin_entry *copy)
+{
+	bool found = false;
+
+	bpf_spin_lock(&origin->lock);
+	if (!entry_backend_diff(&origin->connected, backend, port)) {
+		*copy = origin->connected;
+		found = true;
+	}
+	bpf_spin_unlock(&origin->lock);
+	return found;
+}
+
+/*
+ * Puts the VIP in the place of the backend that a socket is connected to. What
+ * it has sent elsewhere says nothing about its connection.
+ */
+static __always_inline bool origin_peer(struct origin *origin, void *ctx, struct request *req)
+{
+	struct origin_entry copy = {};
+	bool found = false;
+
+	if (origin)
+		found = origin_connected_find(origin, &req->addr, req->port, &copy);
+	else if (overflow_in_use())
+		found = overflow_find(bpf_get_socket_cookie(ctx), OVERFLOW_BY_BACKEND,
+				      &req->addr, req->port, now_sec(), &copy);
+	if (!found)
+		return false;
+	req->addr = copy.vip;
+	req->port = copy.vip_port;
+	return true;
+}
+
 /*
  * Puts the VIP in the place of the backend that a datagram comes from. Of two
  * VIPs that share the backend it is the one used last.

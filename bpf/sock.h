@@ -119,11 +119,20 @@ static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, struct r
 	return verdict;
 }
 
-/* Whose address does the reader of a datagram, or getpeername, see? */
+/* Whose address does the reader of a datagram see? */
 static __always_inline bool udp_answer(struct bpf_sock_addr *ctx, struct request *req)
 {
 	struct origin *origin;
 
 	origin = ctx->sk ? bpf_sk_storage_get(&origins, ctx->sk, NULL, 0) : NULL;
 	return origin_recall(origin, ctx, req);
+}
+
+/* Whose address does getpeername show? */
+static __always_inline bool udp_peer(struct bpf_sock_addr *ctx, struct request *req)
+{
+	struct origin *origin;
+
+	origin = ctx->sk ? bpf_sk_storage_get(&origins, ctx->sk, NULL, 0) : NULL;
+	return origin_peer(origin, ctx, req);
 }

@@ -130,7 +130,7 @@ enum origin_op {
 struct origin_io {
 	enum origin_op op;
 	__u32 now;
-	__u32 reject;		/* ORIGIN_SENT_PUT: 1 when rejected is given */
+	__u32 reject; /* ORIGIN_SENT_PUT: 1 when rejected is given */
 	__u32 found;
 	struct request req;
 	struct choice choice;
@@ -187,10 +187,10 @@ const volatile __u32 stress_total = 1;
 
 struct stress_result {
 	__u64 lookups;
-	__u64 wrong;		/* belongs to another frontend */
-	__u64 torn;		/* address and port do not belong together */
-	__u64 missing;		/* no answer for a frontend that is always there */
-	__u64 absent;		/* no answer for one that comes and goes: no error */
+	__u64 wrong;   /* belongs to another frontend */
+	__u64 torn;    /* address and port do not belong together */
+	__u64 missing; /* no answer for a frontend that is always there */
+	__u64 absent;  /* no answer for one that comes and goes: no error */
 };
 
 struct {
@@ -226,7 +226,7 @@ static __always_inline __u16 stress_port(__u32 n, __u32 k)
 
 struct stress_io {
 	__u32 lookups;
-	__u32 pause_ns;		/* how long every 16th reader stays between range and slot */
+	__u32 pause_ns; /* how long every 16th reader stays between range and slot */
 };
 
 struct stress_run {
