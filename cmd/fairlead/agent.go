@@ -17,6 +17,7 @@ import (
 
 	"github.com/fairlead-lb/fairlead/internal/agent"
 	"github.com/fairlead-lb/fairlead/internal/datapath"
+	"github.com/fairlead-lb/fairlead/internal/logfield"
 	"github.com/fairlead-lb/fairlead/internal/reflector"
 )
 
@@ -81,7 +82,7 @@ func runAgent(cmd *cobra.Command, f agentFlags) error {
 	if err != nil {
 		return err
 	}
-	log = log.With(zap.String("node", node))
+	log = log.With(logfield.Node(node))
 	src, err := f.newSource(log.Named("reflector"))
 	if err != nil {
 		return err

@@ -92,7 +92,7 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	defer func() { _ = dp.Close() }() // only descriptors, and we are leaving
 	if len(dp.Resized) > 0 {
 		log.Warn("pinned maps keep their size; run fairlead cleanup to let them be made anew",
-			zap.Strings("maps", dp.Resized))
+			logfield.Maps(dp.Resized))
 	}
 	if dp.NoIterators != nil {
 		log.Warn("UDP sockets with dead backends cannot be found on this kernel; their owners must reconnect by themselves",
@@ -109,7 +109,7 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 			return err
 		}
 	}
-	log.Info("attached", zap.String("version", cfg.Version), zap.String("cgroup", cgroup.Path), zap.Int("hooks", len(attach.Hooks())))
+	log.Info("hooks attached", logfield.Version(cfg.Version), logfield.Cgroup(cgroup.Path), logfield.Count(len(attach.Hooks())))
 	if a.walks {
 		go a.ender.Run(ctx)
 	}
@@ -133,7 +133,7 @@ func findCgroup(path string, log *zap.Logger) (attach.Cgroup, error) {
 	}
 	if host, err := attach.HostCgroup(); err == nil && host.ID != cgroup.ID {
 		log.Info("only processes below this cgroup are served, not the whole node",
-			zap.String("cgroup", cgroup.Path), zap.String("node", host.Path))
+			logfield.Cgroup(cgroup.Path), logfield.NodeCgroup(host.Path))
 	}
 	return cgroup, nil
 }
@@ -163,7 +163,7 @@ func newAgent(dp *datapath.Datapath, cfg Config, cgroup attach.Cgroup, log *zap.
 	}
 	a.reconciler.Adopt(held)
 	a.fresh = len(held.Names) == 0
-	log.Info("adopted", zap.Int("frontends", len(held.Frontends)), zap.Int("services", len(held.Names)))
+	log.Info("adopted", logfield.Frontends(len(held.Frontends)), logfield.Services(len(held.Names)))
 	if err := dp.SetAgentState(a.state); err != nil {
 		return nil, nil, err
 	}
@@ -311,7 +311,7 @@ func (a *agent) finish(start time.Time, r reconciler.Result, full bool) {
 	a.health.Applied()
 	a.metrics.Synced(start, full)
 	a.metrics.FailedServices.Set(float64(len(r.Failed)))
-	a.log.Debug("applied", logfield.Writes(r.Writes), zap.Int("deletes", r.Deletes), logfield.Took(time.Since(start)))
+	a.log.Debug("applied", logfield.Writes(r.Writes), logfield.Deletes(r.Deletes), logfield.Took(time.Since(start)))
 	a.logFailures(r.Failed)
 	a.scheduleRetry(a.reconciler.Pending())
 	if r.Deletes > 0 {
@@ -366,7 +366,7 @@ func (a *agent) walked(r sockets.Report) {
 	a.metrics.SocketsEnded.WithLabelValues(metrics.ReasonBackendCame).Add(float64(r.Came))
 	if r.Gone+r.Came > 0 {
 		a.log.Info("ended UDP sockets so that they connect anew",
-			zap.Int("backend_gone", r.Gone), zap.Int("backend_came", r.Came))
+			logfield.BackendGone(r.Gone), logfield.BackendCame(r.Came))
 	}
 	if r.Err != nil {
 		a.metrics.SocketWalksFailed.Inc()

@@ -47,7 +47,7 @@ func listen(ctx context.Context, address, what string, handler http.Handler, log
 	if address == "" {
 		return
 	}
-	log = log.With(zap.String("server", what), logfield.Address(address))
+	log = log.With(logfield.Listener(what), logfield.Address(address))
 	failing := false
 	for {
 		var lc net.ListenConfig

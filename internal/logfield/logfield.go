@@ -46,3 +46,36 @@ func Took(d time.Duration) zap.Field { return zap.Duration("took", d) }
 
 // Error is the failure a line reports.
 func Error(err error) zap.Field { return zap.Error(err) }
+
+// Node is the name of the node we run on.
+func Node(name string) zap.Field { return zap.String("node", name) }
+
+// Version is the version of Fairlead.
+func Version(v string) zap.Field { return zap.String("version", v) }
+
+// Cgroup is the cgroup whose processes are served.
+func Cgroup(path string) zap.Field { return zap.String("cgroup", path) }
+
+// NodeCgroup is the cgroup that everything on the node is below.
+func NodeCgroup(path string) zap.Field { return zap.String("nodeCgroup", path) }
+
+// Listener is which of our servers a line is about.
+func Listener(name string) zap.Field { return zap.String("listener", name) }
+
+// Maps are kernel maps, by name.
+func Maps(names []string) zap.Field { return zap.Strings("maps", names) }
+
+// Deletes is a number of rows deleted.
+func Deletes(n int) zap.Field { return zap.Int("deletes", n) }
+
+// Frontends is a number of frontends.
+func Frontends(n int) zap.Field { return zap.Int("frontends", n) }
+
+// Services is a number of services.
+func Services(n int) zap.Field { return zap.Int("services", n) }
+
+// BackendGone is a number of UDP sockets whose backend has gone.
+func BackendGone(n int) zap.Field { return zap.Int("backendGone", n) }
+
+// BackendCame is a number of UDP sockets whose VIP leads somewhere now.
+func BackendCame(n int) zap.Field { return zap.Int("backendCame", n) }
