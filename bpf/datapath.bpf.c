@@ -244,6 +244,10 @@ int iter_udp(struct bpf_iter__udp *ctx)
 	else
 		return 0;
 
+	/* A socket that no program has asked for its cookie has none so far, and
+	 * sock_diag takes that for another one's.
+	 */
+	rec.cookie = bpf_get_socket_cookie(udp_sk);
 	if (bpf_sock_destroy)
 		rec.destroyed = !bpf_sock_destroy((struct sock_common *)udp_sk);
 	bpf_seq_write(ctx->meta->seq, &rec, sizeof(rec));

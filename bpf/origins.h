@@ -268,8 +268,9 @@ static __always_inline void origin_connected_put(struct origin *origin,
 }
 
 /* Is this what a connected socket remembers? True with a copy of the entry. */
-static __always_inline bool origin_connected_find(struct origin *origin, const struct addr *backend,
-						  __be16 port, struct origin_entry *copy)
+static __always_inline bool origin_connected_find(struct origin *origin,
+						  const struct addr *backend, __be16 port,
+						  struct origin_entry *copy)
 {
 	bool found = false;
 

@@ -7,8 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -48,13 +46,13 @@ type Ender struct {
 
 	mu       sync.Mutex
 	ticket   uint64
-	answered map[lb.FrontendKey]bool
+	answered map[lb.FrontendKey]time.Time // when the last repeat is due
 }
 
 // NewEnder returns an Ender that calls report, from the goroutine of Run, after
 // each walk.
 func NewEnder(d *datapath.Datapath, report func(Report)) *Ender {
-	return &Ender{datapath: d, report: report, wake: make(chan struct{}, 1), answered: map[lb.FrontendKey]bool{}}
+	return &Ender{datapath: d, report: report, wake: make(chan struct{}, 1), answered: map[lb.FrontendKey]time.Time{}}
 }
 
 // Ask requests a walk, and further ones a second and ten seconds later. It never
@@ -63,7 +61,7 @@ func (e *Ender) Ask(r Request) {
 	e.mu.Lock()
 	e.ticket = r.Ticket
 	for _, k := range r.Answered {
-		e.answered[k] = true
+		e.answered[k] = time.Now().Add(repeats[len(repeats)-1])
 	}
 	e.mu.Unlock()
 	select {
@@ -72,14 +70,18 @@ func (e *Ender) Ask(r Request) {
 	}
 }
 
-// pending returns what to walk for; over says that no repeat is to come, so that
-// the frontends are forgotten.
-func (e *Ender) pending(over bool) (answered []lb.FrontendKey, ticket uint64) {
+// pending returns what to walk for. Frontends whose last repeat is due are then
+// forgotten: later they may be without a backend again, and sockets that connect
+// to them are to be left alone.
+func (e *Ender) pending() (answered []lb.FrontendKey, ticket uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	answered = slices.Collect(maps.Keys(e.answered))
-	if over {
-		clear(e.answered)
+	now := time.Now()
+	for k, last := range e.answered {
+		answered = append(answered, k)
+		if !now.Before(last) {
+			delete(e.answered, k)
+		}
 	}
 	return answered, e.ticket
 }
@@ -101,7 +103,7 @@ func (e *Ender) Run(ctx context.Context) {
 		case <-timer.C:
 			again = again[1:]
 		}
-		answered, ticket := e.pending(len(again) == 0)
+		answered, ticket := e.pending()
 		report := e.walk(answered)
 		report.Ticket = ticket
 		e.report(report)

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package sockets
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead-lb/fairlead/internal/attach"
+	"github.com/fairlead-lb/fairlead/internal/datapath"
+	"github.com/fairlead-lb/fairlead/internal/lb"
+	"github.com/fairlead-lb/fairlead/internal/sandbox"
+	"github.com/fairlead-lb/fairlead/internal/testutil"
+)
+
+const patience = 20 * time.Second
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// connected makes a UDP socket in a namespace that is connected to an address.
+func connected(t testing.TB, ns *sandbox.Namespace, v6 bool, to netip.AddrPort) int {
+	t.Helper()
+	domain, sa := unix.AF_INET, unix.Sockaddr(nil)
+	if v6 {
+		domain, sa = unix.AF_INET6, &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())}
+	} else {
+		sa = &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}
+	}
+	var fd int
+	must(t, ns.Do(func() (err error) {
+		fd, err = unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		return err
+	}))
+	t.Cleanup(func() { unix.Close(fd) })
+	must(t, unix.Connect(fd, sa))
+	return fd
+}
+
+// pending returns the error that the next receive would give, 0 for none.
+func pending(t testing.TB, fd int) unix.Errno {
+	t.Helper()
+	_, _, err := unix.Recvfrom(fd, make([]byte, 1), 0)
+	var errno unix.Errno
+	if !errors.As(err, &errno) {
+		t.Fatalf("receive: %v", err)
+	}
+	if errno == unix.EAGAIN {
+		return 0
+	}
+	return errno
+}
+
+// describe returns what a walk would say about a socket.
+func describe(t testing.TB, fd int, v6 bool) datapath.UDPSocket {
+	t.Helper()
+	local, err := unix.Getsockname(fd)
+	must(t, err)
+	remote, err := unix.Getpeername(fd)
+	must(t, err)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	must(t, err)
+	return datapath.UDPSocket{Cookie: cookie, IPv6: v6, Local: addrPort(local), Remote: addrPort(remote)}
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// TestDestroyEndsOneSocket is how sockets are ended before Linux 6.5.
+func TestDestroyEndsOneSocket(t *testing.T) {
+	ns := testutil.Node(t).Namespace()
+	for _, tc := range []struct {
+		name string
+		v6   bool
+		to   string
+	}{
+		{"IPv4", false, "10.244.0.1:9"},
+		{"IPv6", true, "[fd00:244::1]:9"},
+		{"IPv4-mapped", true, "10.244.0.1:9"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			to := netip.MustParseAddrPort(tc.to)
+			fd, sibling := connected(t, ns, tc.v6, to), connected(t, ns, tc.v6, to)
+			s := describe(t, fd, tc.v6)
+
+			another := s
+			another.Cookie++
+			err := ns.Do(func() error { return destroy(another) })
+			if errors.Is(err, unix.EOPNOTSUPP) {
+				if !strings.Contains(err.Error(), "CONFIG_INET_DIAG_DESTROY") {
+					t.Errorf("error %v does not say what is missing", err)
+				}
+				t.Skipf("kernel ends no sockets: %v", err)
+			}
+			must(t, err) // that one is gone
+			if errno := pending(t, fd); errno != 0 {
+				t.Errorf("asked to end one with its addresses and another cookie, it got %v", errno)
+			}
+
+			must(t, ns.Do(func() error { return destroy(s) }))
+			if errno := pending(t, fd); errno != unix.ECONNABORTED {
+				t.Errorf("the next receive gives %v, want ECONNABORTED", errno)
+			}
+			if errno := pending(t, sibling); errno != 0 {
+				t.Errorf("its sibling got %v", errno)
+			}
+			must(t, ns.Do(func() error { return destroy(s) })) // it is gone
+		})
+	}
+}
+
+func TestNamespacesAreFoundAndEntered(t *testing.T) {
+	ns := testutil.Node(t).Namespace()
+	var st unix.Stat_t
+	must(t, unix.Stat(ns.Path(), &st))
+	inode := uint32(st.Ino)
+	path, ok := namespaces()[inode]
+	if !ok {
+		t.Fatalf("%s, which no process is in, was not found", ns.Path())
+	}
+	here := func() (inode uint64, err error) {
+		var st unix.Stat_t
+		err = unix.Stat("/proc/thread-self/ns/net", &st)
+		return st.Ino, err
+	}
+	must(t, within(path, inode, func() error {
+		got, err := here()
+		if err == nil && got != st.Ino {
+			err = fmt.Errorf("in namespace %d, want %d", got, st.Ino)
+		}
+		return err
+	}))
+	home, err := here()
+	must(t, err)
+	if _, ok := namespaces()[uint32(home)]; !ok {
+		t.Errorf("our own namespace %d was not found", home)
+	}
+
+	never := func() error { return errors.New("was run") }
+	if err := within(path, inode+1, never); !errors.Is(err, errGone) {
+		t.Errorf("a path that leads to another namespace: %v, want errGone", err)
+	}
+	if err := within(path+"-missing", inode, never); !errors.Is(err, errGone) {
+		t.Errorf("a path that leads nowhere: %v, want errGone", err)
+	}
+	failure := errors.New("failed inside")
+	if err := within(path, inode, func() error { return failure }); !errors.Is(err, failure) {
+		t.Errorf("error from within is %v", err)
+	}
+}
+
+// collector keeps the reports of an Ender.
+type collector struct {
+	sync.Mutex
+	reports []Report
+}
+
+func (c *collector) add(r Report) {
+	c.Lock()
+	defer c.Unlock()
+	c.reports = append(c.reports, r)
+}
+
+func (c *collector) all() []Report {
+	c.Lock()
+	defer c.Unlock()
+	return c.reports
+}
+
+// runEnder starts an Ender whose repeats come soon. It ends with the test, after
+// which a walk that failed fails the test.
+func runEnder(t *testing.T) (*Ender, *collector) {
+	t.Helper()
+	before := repeats
+	repeats = []time.Duration{20 * time.Millisecond, 100 * time.Millisecond}
+	t.Cleanup(func() { repeats = before })
+
+	cgroup, err := attach.OpenCgroup(testutil.Cgroup(t).Path())
+	must(t, err)
+	d, err := datapath.Open(datapath.Config{
+		Root: testutil.BPFRoot(t), CgroupID: cgroup.ID,
+		Sizes: datapath.Sizes{Frontends: 64, Services: 64, Slots: 64, Members: 64, Peers: 64},
+	})
+	must(t, err)
+	t.Cleanup(func() { must(t, d.Close()) })
+	if d.NoIterators != nil {
+		t.Skipf("this kernel cannot look for UDP sockets: %v", d.NoIterators)
+	}
+	var reports collector
+	e := NewEnder(d, reports.add)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { e.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+		for _, r := range reports.all() {
+			if r.Err != nil {
+				t.Errorf("walk: %v", r.Err)
+			}
+		}
+	})
+	return e, &reports
+}
+
+func TestEachRequestIsWalkedForAndRepeated(t *testing.T) {
+	e, reports := runEnder(t)
+	e.Ask(Request{Ticket: 1})
+	testutil.Eventually(t, patience, "a walk and its repeats", func() error {
+		if n := len(reports.all()); n < 1+len(repeats) {
+			return fmt.Errorf("%d reports", n)
+		}
+		return nil
+	})
+	for i, r := range reports.all() {
+		if r.Ticket != 1 || r.Gone+r.Came != 0 || len(r.InUse) != 0 {
+			t.Errorf("report %d is %+v, want nothing found for ticket 1", i, r)
+		}
+	}
+	for ticket := uint64(2); ticket <= 50; ticket++ {
+		e.Ask(Request{Ticket: ticket})
+	}
+	testutil.Eventually(t, patience, "an answer to the last of many requests", func() error {
+		all := reports.all()
+		if got := all[len(all)-1].Ticket; got != 50 {
+			return fmt.Errorf("ticket %d", got)
+		}
+		return nil
+	})
+}
+
+// TestAnsweredFrontendIsForgotten asks again and again, as an agent does in a busy
+// cluster: a VIP that got its first backend some time ago must not cost those
+// their sockets who connect to it after it has lost them all.
+func TestAnsweredFrontendIsForgotten(t *testing.T) {
+	ns := testutil.Node(t).Namespace()
+	e, reports := runEnder(t)
+	vip := netip.AddrPortFrom(sandbox.GatewayIPv4.Addr(), 9)
+	early := connected(t, ns, false, vip)
+	e.Ask(Request{Answered: []lb.FrontendKey{{VIP: vip.Addr(), Port: vip.Port(), Protocol: lb.UDP}}})
+	testutil.Eventually(t, patience, "a socket connected to the VIP is ended", func() error {
+		if errno := pending(t, early); errno != unix.ECONNABORTED {
+			return fmt.Errorf("receive gives %v", errno)
+		}
+		return nil
+	})
+	for end := time.Now().Add(5 * repeats[1]); time.Now().Before(end); {
+		askAndWait(t, e, reports)
+	}
+	late := connected(t, ns, false, vip)
+	for range 3 {
+		askAndWait(t, e, reports)
+	}
+	if errno := pending(t, late); errno != 0 {
+		t.Errorf("a socket made long after the last repeat got %v", errno)
+	}
+}
+
+// askAndWait asks for a walk and waits for one that began afterwards.
+func askAndWait(t *testing.T, e *Ender, reports *collector) {
+	t.Helper()
+	all := reports.all()
+	ticket := all[len(all)-1].Ticket + 1
+	e.Ask(Request{Ticket: ticket})
+	testutil.Eventually(t, patience, "a walk", func() error {
+		all := reports.all()
+		if all[len(all)-1].Ticket < ticket {
+			return os.ErrDeadlineExceeded
+		}
+		return nil
+	})
+}
