@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -188,6 +187,15 @@ func (c *collector) all() []Report {
 	return c.reports
 }
 
+// ticket returns the last report's ticket, 0 before the first one.
+func (c *collector) ticket() uint64 {
+	all := c.all()
+	if len(all) == 0 {
+		return 0
+	}
+	return all[len(all)-1].Ticket
+}
+
 // runEnder starts an Ender whose repeats come soon. It ends with the test, after
 // which a walk that failed fails the test.
 func runEnder(t *testing.T) (*Ender, *collector) {
@@ -242,8 +250,7 @@ func TestEachRequestIsWalkedForAndRepeated(t *testing.T) {
 		e.Ask(Request{Ticket: ticket})
 	}
 	testutil.Eventually(t, patience, "an answer to the last of many requests", func() error {
-		all := reports.all()
-		if got := all[len(all)-1].Ticket; got != 50 {
+		if got := reports.ticket(); got != 50 {
 			return fmt.Errorf("ticket %d", got)
 		}
 		return nil
@@ -280,13 +287,11 @@ func TestAnsweredFrontendIsForgotten(t *testing.T) {
 // askAndWait asks for a walk and waits for one that began afterwards.
 func askAndWait(t *testing.T, e *Ender, reports *collector) {
 	t.Helper()
-	all := reports.all()
-	ticket := all[len(all)-1].Ticket + 1
+	ticket := reports.ticket() + 1
 	e.Ask(Request{Ticket: ticket})
 	testutil.Eventually(t, patience, "a walk", func() error {
-		all := reports.all()
-		if all[len(all)-1].Ticket < ticket {
-			return os.ErrDeadlineExceeded
+		if got := reports.ticket(); got < ticket {
+			return fmt.Errorf("ticket %d", got)
 		}
 		return nil
 	})
