@@ -73,6 +73,35 @@ static __always_inline void request_to_v6(const struct request *req, struct bpf_
 	ctx->user_port = req->port;
 }
 
+/* What the socket is connected to; port 0 when it is not. */
+static __always_inline void peer_from_v4(struct request *peer, struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk)
+		return;
+	peer->addr = addr_from_v4(sk->dst_ip4);
+	peer->port = sk->dst_port;
+}
+
+static __always_inline void peer_from_v6(struct request *peer, struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk)
+		return;
+	peer->addr =
+		addr_from_words(sk->dst_ip6[0], sk->dst_ip6[1], sk->dst_ip6[2], sk->dst_ip6[3]);
+	peer->port = sk->dst_port;
+}
+
+static __always_inline bool is_connected(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	return sk && sk->dst_port;
+}
+
 /*
  * UDP connect is never refused: resolvers connect UDP sockets only to learn
  * which source address they would use (RFC 6724), and an error would change the
@@ -121,12 +150,13 @@ int sock_connect6(struct bpf_sock_addr *ctx)
 SEC("cgroup/sendmsg4")
 int sock_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	struct request req = {};
+	struct request req = {}, peer = {};
 
 	if (!is_udp(ctx))
 		return SOCK_PROCEED;
 	request_from_v4(&req, ctx);
-	switch (udp_send(ctx, &req)) {
+	peer_from_v4(&peer, ctx);
+	switch (udp_send(ctx, &req, &peer)) {
 	case VERDICT_NO_BACKEND:
 	case VERDICT_NO_PORT:
 		return sock_refuse();
@@ -141,12 +171,13 @@ int sock_sendmsg4(struct bpf_sock_addr *ctx)
 SEC("cgroup/sendmsg6")
 int sock_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	struct request req = {};
+	struct request req = {}, peer = {};
 
 	if (!is_udp(ctx))
 		return SOCK_PROCEED;
 	request_from_v6(&req, ctx);
-	switch (udp_send(ctx, &req)) {
+	peer_from_v6(&peer, ctx);
+	switch (udp_send(ctx, &req, &peer)) {
 	case VERDICT_NO_BACKEND:
 	case VERDICT_NO_PORT:
 		return sock_refuse();
@@ -164,7 +195,7 @@ int sock_recvmsg4(struct bpf_sock_addr *ctx)
 	struct request req = {};
 
 	request_from_v4(&req, ctx);
-	if (udp_answer(ctx, &req))
+	if (udp_answer(ctx, &req, is_connected(ctx)))
 		request_to_v4(&req, ctx);
 	return SOCK_PROCEED;
 }
@@ -175,7 +206,7 @@ int sock_recvmsg6(struct bpf_sock_addr *ctx)
 	struct request req = {};
 
 	request_from_v6(&req, ctx);
-	if (udp_answer(ctx, &req))
+	if (udp_answer(ctx, &req, is_connected(ctx)))
 		request_to_v6(&req, ctx);
 	return SOCK_PROCEED;
 }
@@ -184,7 +215,7 @@ static __always_inline bool sock_peername(struct bpf_sock_addr *ctx, struct requ
 {
 	if (is_tcp(ctx))
 		return peer_recall(bpf_get_socket_cookie(ctx), req);
-	return is_udp(ctx) && udp_peer(ctx, req);
+	return is_udp(ctx) && udp_answer(ctx, req, true);
 }
 
 SEC("cgroup/getpeername4")

@@ -140,7 +140,7 @@ static __always_inline bool udp_backend_gone(struct origin *origin,
 
 	if (origin)
 		found = origin_connected_find(origin, &rec->remote, rec->remote_port, &entry);
-	if (!found && overflow_in_use())
+	else if (overflow_in_use())
 		found = overflow_find(rec->cookie, OVERFLOW_BY_BACKEND, &rec->remote,
 				      rec->remote_port, now_sec(), &entry);
 	return found && !lb_is_member(entry.service_id, &entry.backend, entry.backend_port);
@@ -169,35 +169,50 @@ static __always_inline bool sock_is_ours(struct sock *sk)
 
 /*
  * Is the socket connected to a VIP itself, because nothing was behind it when
- * it connected, and does the VIP have a backend now?
+ * it connected, and does the VIP lead to a backend at this moment?
  */
 static __always_inline bool udp_backend_came(struct sock *sk, const struct udp_record *rec)
 {
+	struct request req = {
+		.addr = rec->remote,
+		.port = rec->remote_port,
+		.proto = IPPROTO_UDP,
+	};
 	struct frontend_key key;
+	struct target target;
 
-	frontend_key_fill(&key, &rec->remote, rec->remote_port, IPPROTO_UDP);
-	return bpf_map_lookup_elem(&answered, &key) && sock_is_ours(sk);
+	frontend_key_fill(&key, &req.addr, req.port, req.proto);
+	return bpf_map_lookup_elem(&answered, &key) &&
+	       lb_find(&req, &target) == VERDICT_TRANSLATE && sock_is_ours(sk);
 }
 
-/* A backend's row is missing: this says so for each socket, in all namespaces,
- * without taking a lock. Deciding is left to the walk in the namespace.
+/*
+ * What a socket remembers and whether it is connected to a backend that has
+ * gone, without taking a lock: deciding is left to the walk in the namespace.
  */
 static __always_inline void origin_record_fill(struct origin_record *rec, struct sock *sk,
 					       const struct origin *origin)
 {
-	const struct origin_entry *entry = &origin->connected;
+	const struct origin_entry *entry;
+	struct udp_record who = {};
 	int i;
 
 	rec->netns = sk->__sk_common.skc_net.net->ns.inum;
-	if (entry->vip_port) {
-		rec->services[0] = entry->service_id;
-		rec->stale =
-			!lb_is_member(entry->service_id, &entry->backend, entry->backend_port);
+	udp_record_fill(&who, &sk->__sk_common);
+#pragma unroll
+	for (i = 0; i < ORIGIN_CONNECTED; i++) {
+		entry = &origin->connected[i];
+		if (!entry->vip_port)
+			continue;
+		rec->services[i] = entry->service_id;
+		if (!entry_backend_diff(entry, &who.remote, who.remote_port) &&
+		    !lb_is_member(entry->service_id, &who.remote, who.remote_port))
+			rec->stale = 1;
 	}
 #pragma unroll
 	for (i = 0; i < ORIGIN_SENT; i++) {
 		entry = &origin->sent[i];
 		if (entry->vip_port)
-			rec->services[i + 1] = entry->service_id;
+			rec->services[ORIGIN_CONNECTED + i] = entry->service_id;
 	}
 }

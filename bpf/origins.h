@@ -85,6 +85,10 @@ static __always_inline bool overflow_find(__u64 cookie, enum overflow_side side,
 	if (!entry)
 		return false;
 	*copy = *entry;
+	/* The row may have become another socket's while it was copied. */
+	if (side == OVERFLOW_BY_VIP ? entry_vip_diff(copy, addr, port)
+				    : entry_backend_diff(copy, addr, port))
+		return false;
 	if (!entry_idle(entry, now))
 		entry->last_sec = now;
 	return true;
@@ -126,6 +130,7 @@ static __always_inline bool origin_sent_find(struct origin *origin, void *ctx,
 			if (!found && !entry_vip_diff(entry, &req->addr, req->port)) {
 				*copy = *entry;
 				found = true;
+				origin->latest = i;
 				if (!entry_idle(entry, now))
 					entry->last_sec = now;
 			}
@@ -175,9 +180,6 @@ static __always_inline bool origin_ambiguous(struct origin *origin, const struct
 		other |= is_zero(entry_backend_diff(entry, &choice->addr, choice->port)) *
 			 entry_vip_diff(entry, &req->addr, req->port);
 	}
-	entry = &origin->connected;
-	other |= is_zero(entry_backend_diff(entry, &choice->addr, choice->port)) *
-		 entry_vip_diff(entry, &req->addr, req->port);
 	bpf_spin_unlock(&origin->lock);
 	return other != 0;
 }
@@ -248,6 +250,7 @@ static __always_inline bool origin_sent_put(struct origin *origin, struct origin
 			place = i;
 	}
 	if (place < ORIGIN_SENT) {
+		origin->latest = place;
 		entry = &origin->sent[place];
 		if (entry_stands(entry, fresh, rejected))
 			*fresh = *entry;
@@ -258,26 +261,52 @@ static __always_inline bool origin_sent_put(struct origin *origin, struct origin
 	return place < ORIGIN_SENT;
 }
 
-/* Remembers the backend of a connected socket; an empty entry says it has none. */
+/* Remembers the backend of a socket that is being connected. */
 static __always_inline void origin_connected_put(struct origin *origin,
 						 const struct origin_entry *entry)
 {
 	bpf_spin_lock(&origin->lock);
-	origin->connected = *entry;
+	if (entry_backend_diff(&origin->connected[0], &entry->backend, entry->backend_port))
+		origin->connected[1] = origin->connected[0];
+	origin->connected[0] = *entry;
 	bpf_spin_unlock(&origin->lock);
 }
 
-/* Is this what a connected socket remembers? True with a copy of the entry. */
+/*
+ * The socket is being connected to an address of nobody's, which may be that of
+ * a backend it was connected to through a VIP: it is itself from now on.
+ */
+static __always_inline void origin_connected_forget(struct origin *origin,
+						    const struct request *req)
+{
+	struct origin_entry none = {};
+	int i;
+
+	bpf_spin_lock(&origin->lock);
+#pragma unroll
+	for (i = 0; i < ORIGIN_CONNECTED; i++)
+		if (!entry_backend_diff(&origin->connected[i], &req->addr, req->port))
+			origin->connected[i] = none;
+	bpf_spin_unlock(&origin->lock);
+}
+
+/* What does a socket remember that is connected to this backend? True with a
+ * copy of the entry.
+ */
 static __always_inline bool origin_connected_find(struct origin *origin,
 						  const struct addr *backend, __be16 port,
 						  struct origin_entry *copy)
 {
 	bool found = false;
+	int i;
 
 	bpf_spin_lock(&origin->lock);
-	if (!entry_backend_diff(&origin->connected, backend, port)) {
-		*copy = origin->connected;
-		found = true;
+#pragma unroll
+	for (i = 0; i < ORIGIN_CONNECTED; i++) {
+		if (!found && !entry_backend_diff(&origin->connected[i], backend, port)) {
+			*copy = origin->connected[i];
+			found = true;
+		}
 	}
 	bpf_spin_unlock(&origin->lock);
 	return found;
@@ -305,10 +334,12 @@ static __always_inline bool origin_peer(struct origin *origin, void *ctx, struct
 }
 
 /*
- * Puts the VIP in the place of the backend that a datagram comes from. Of two
- * VIPs that share the backend it is the one used last.
+ * Puts the VIP in the place of the backend that a datagram comes from, on a
+ * socket that is not connected. Of two VIPs that share the backend it is the one
+ * that was sent to last.
  */
-static __always_inline bool origin_recall(struct origin *origin, void *ctx, struct request *req)
+static __always_inline bool origin_recall(struct origin *origin, void *ctx, struct request *req,
+					  __u32 now)
 {
 	struct origin_entry copy = {};
 	bool found = false;
@@ -316,17 +347,14 @@ static __always_inline bool origin_recall(struct origin *origin, void *ctx, stru
 
 	if (origin) {
 		bpf_spin_lock(&origin->lock);
-		if (!entry_backend_diff(&origin->connected, &req->addr, req->port)) {
-			copy = origin->connected;
-			found = true;
-		}
 #pragma unroll
 		for (i = 0; i < ORIGIN_SENT; i++) {
 			struct origin_entry *entry = &origin->sent[i];
 
 			if (entry_backend_diff(entry, &req->addr, req->port))
 				continue;
-			if (found && (__s32)(entry->last_sec - copy.last_sec) <= 0)
+			entry->last_sec = now;
+			if (found && origin->latest != i)
 				continue;
 			copy = *entry;
 			found = true;
@@ -335,7 +363,7 @@ static __always_inline bool origin_recall(struct origin *origin, void *ctx, stru
 	}
 	if (!found && overflow_in_use())
 		found = overflow_find(bpf_get_socket_cookie(ctx), OVERFLOW_BY_BACKEND,
-				      &req->addr, req->port, now_sec(), &copy);
+				      &req->addr, req->port, now, &copy);
 	if (!found)
 		return false;
 	req->addr = copy.vip;

@@ -54,12 +54,12 @@ static __always_inline enum verdict udp_connect(struct bpf_sock_addr *ctx, struc
 
 	origin = ctx->sk ? bpf_sk_storage_get(&origins, ctx->sk, NULL, 0) : NULL;
 	verdict = lb_find(req, &target);
-	if (verdict == VERDICT_TRANSLATE && !origin_choose(origin, req, &target, &choice))
+	if (verdict == VERDICT_TRANSLATE && !lb_backend(&target, lb_pick(&target), &choice))
 		verdict = VERDICT_NO_BACKEND;
 	count(COUNTER_CONNECT_UDP_PASS + verdict);
 	if (verdict != VERDICT_TRANSLATE) {
 		if (origin)
-			origin_connected_put(origin, &entry);
+			origin_connected_forget(origin, req);
 		return verdict;
 	}
 
@@ -76,8 +76,39 @@ static __always_inline enum verdict udp_connect(struct bpf_sock_addr *ctx, struc
 	return verdict;
 }
 
-/* A datagram with an address of its own. */
-static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, struct request *req)
+/*
+ * A datagram with an address of its own, on a socket that is connected: the
+ * kernel gives it no answer but its peer's. So one for the VIP that the socket
+ * is connected to goes to the peer as well. One for the peer itself is left
+ * alone: an AF_INET6 socket comes here with each datagram to a mapped address.
+ * VERDICT_NO_PORT stands for neither.
+ */
+static __always_inline enum verdict
+udp_send_connected(struct bpf_sock_addr *ctx, struct request *req, const struct request *peer)
+{
+	struct origin_entry entry = {};
+	struct origin *origin;
+
+	if (!addr_diff(&req->addr, &peer->addr) && req->port == peer->port) {
+		count(COUNTER_SEND_UDP_PASS);
+		return VERDICT_PASS;
+	}
+	origin = ctx->sk ? bpf_sk_storage_get(&origins, ctx->sk, NULL, 0) : NULL;
+	if (!origin || !origin_connected_find(origin, &peer->addr, peer->port, &entry) ||
+	    entry_vip_diff(&entry, &req->addr, req->port))
+		return VERDICT_NO_PORT;
+	count(COUNTER_SEND_UDP_KEPT);
+	req->addr = peer->addr;
+	req->port = peer->port;
+	return VERDICT_TRANSLATE;
+}
+
+/*
+ * A datagram with an address of its own. peer is what the socket is connected
+ * to, its port 0 when it is not.
+ */
+static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, struct request *req,
+					     const struct request *peer)
 {
 	struct origin_entry found = {}, entry = {};
 	struct target target = {};
@@ -87,6 +118,11 @@ static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, struct r
 	bool known;
 	__u32 now;
 
+	if (peer->port) {
+		verdict = udp_send_connected(ctx, req, peer);
+		if (verdict != VERDICT_NO_PORT)
+			return verdict;
+	}
 	verdict = lb_find(req, &target);
 	if (verdict != VERDICT_TRANSLATE && verdict != VERDICT_NO_BACKEND) {
 		count(COUNTER_SEND_UDP_PASS + verdict);
@@ -119,20 +155,16 @@ static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, struct r
 	return verdict;
 }
 
-/* Whose address does the reader of a datagram see? */
-static __always_inline bool udp_answer(struct bpf_sock_addr *ctx, struct request *req)
+/*
+ * Whose address does the reader of a datagram see? On a connected socket only
+ * its peer's can come in, and what it has sent elsewhere says nothing of that.
+ */
+static __always_inline bool udp_answer(struct bpf_sock_addr *ctx, struct request *req,
+				       bool connected)
 {
 	struct origin *origin;
 
 	origin = ctx->sk ? bpf_sk_storage_get(&origins, ctx->sk, NULL, 0) : NULL;
-	return origin_recall(origin, ctx, req);
-}
-
-/* Whose address does getpeername show? */
-static __always_inline bool udp_peer(struct bpf_sock_addr *ctx, struct request *req)
-{
-	struct origin *origin;
-
-	origin = ctx->sk ? bpf_sk_storage_get(&origins, ctx->sk, NULL, 0) : NULL;
-	return origin_peer(origin, ctx, req);
+	return connected ? origin_peer(origin, ctx, req)
+			 : origin_recall(origin, ctx, req, now_sec());
 }

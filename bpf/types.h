@@ -90,16 +90,21 @@ struct origin_entry {
 };
 _Static_assert(sizeof(struct origin_entry) == 48, "ABI");
 
+#define ORIGIN_CONNECTED 2
 #define ORIGIN_SENT 4
 
-/* All that a UDP socket remembers. */
+/*
+ * All that a UDP socket remembers. Of its connects two, the newest first: the
+ * hook comes before the kernel may refuse, and then the socket goes on with the
+ * one before. Which of them holds, the socket's remote address says.
+ */
 struct origin {
 	struct bpf_spin_lock lock;
-	__u32 pad;
-	struct origin_entry connected;
+	__u32 latest; /* place in sent of the VIP that was sent to last */
+	struct origin_entry connected[ORIGIN_CONNECTED];
 	struct origin_entry sent[ORIGIN_SENT];
 };
-_Static_assert(sizeof(struct origin) == 8 + 48 * (1 + ORIGIN_SENT), "ABI");
+_Static_assert(sizeof(struct origin) == 8 + 48 * (ORIGIN_CONNECTED + ORIGIN_SENT), "ABI");
 
 /* Which of an origin entry's two addresses an overflow key holds. */
 enum overflow_side {
@@ -138,7 +143,9 @@ struct peer {
 };
 _Static_assert(sizeof(struct peer) == 48, "ABI");
 
-/* No socket has this cookie: the kernel counts up from 1. */
+/* No socket that connects has this cookie: the kernel counts up from 1, and down
+ * from here only for sockets that are made in interrupts.
+ */
 #define PEER_BUSY (~0ULL)
 
 /* What was decided about a connection. Each has its line in README.md. */
@@ -206,7 +213,7 @@ struct problem {
 /* What the agent leaves for fairlead status. */
 struct agent_state {
 	__s64 started;	 /* Unix time, ns */
-	__s64 synced;	 /* last time the tables were as wanted, Unix time, ns */
+	__s64 synced;	 /* last time all that could be written was, Unix time, ns */
 	__u64 cgroup_id; /* inode of the cgroup the hooks are on */
 	__u32 pid;	 /* in the agent's PID namespace */
 	__u32 pad;
@@ -219,9 +226,10 @@ _Static_assert(sizeof(struct agent_state) == 96, "ABI");
  * agent and programs always come from one build.
  */
 struct origin_record {
-	__u32 netns;			 /* inode of the socket's network namespace */
-	__u32 stale;			 /* 1: connected to a backend that has gone */
-	__u32 services[1 + ORIGIN_SENT]; /* service IDs the socket remembers, or 0 */
+	__u32 netns; /* inode of the socket's network namespace */
+	__u32 stale; /* 1: connected to a backend that has gone */
+	__u32 services[ORIGIN_CONNECTED +
+		       ORIGIN_SENT]; /* service IDs the socket remembers, or 0 */
 };
 
 enum udp_reason {

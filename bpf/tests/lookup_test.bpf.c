@@ -125,6 +125,8 @@ enum origin_op {
 	ORIGIN_RECALL = 4,
 	ORIGIN_CHOOSE = 5,
 	ORIGIN_USABLE = 6,
+	ORIGIN_CONNECTED_FORGET = 7,
+	ORIGIN_PEER = 8,
 };
 
 struct origin_io {
@@ -160,7 +162,13 @@ int test_origin(struct __sk_buff *skb)
 		origin_connected_put(origin, &io.entry);
 		break;
 	case ORIGIN_RECALL:
-		io.found = origin_recall(origin, skb, &io.req);
+		io.found = origin_recall(origin, skb, &io.req, io.now);
+		break;
+	case ORIGIN_CONNECTED_FORGET:
+		origin_connected_forget(origin, &io.req);
+		break;
+	case ORIGIN_PEER:
+		io.found = origin_peer(origin, skb, &io.req);
 		break;
 	case ORIGIN_CHOOSE:
 		io.found = origin_choose(origin, &io.req, &io.target, &io.choice);

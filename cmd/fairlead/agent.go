@@ -4,11 +4,17 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
+	"net"
+	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -31,6 +37,7 @@ type agentFlags struct {
 	cgroupRoot, bpfRoot                     string
 	healthz, metrics                        string
 	logLevel, logFormat                     string
+	repairEvery                             time.Duration
 	sizes                                   datapath.Sizes
 }
 
@@ -44,8 +51,9 @@ func newAgentCommand() *cobra.Command {
 The agent stays in the foreground and is ready when /healthz says 200. When it
 stops, however it stops, connections and new connections go on being served with
 what the kernel holds; "fairlead cleanup" removes that.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runAgent(cmd, f) },
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return runAgent(cmd, f) },
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig `FILE` (default: the pod's own credentials)")
@@ -57,6 +65,7 @@ what the kernel holds; "fairlead cleanup" removes that.`,
 	fs.StringVar(&f.bpfRoot, "bpf-root", defaultBPFRoot, "`DIR` on a BPF file system to pin maps and links below")
 	fs.StringVar(&f.healthz, "healthz-bind-address", "0.0.0.0:10256", "`ADDRESS` of /healthz and /livez; empty for none")
 	fs.StringVar(&f.metrics, "metrics-bind-address", "127.0.0.1:10249", "`ADDRESS` of /metrics and /proxyMode; empty for none")
+	fs.DurationVar(&f.repairEvery, "repair-interval", 5*time.Minute, "time between two comparisons of the kernel with what is wanted")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "json", "json or console")
 	fs.Uint32Var(&f.sizes.Frontends, "max-frontends", 131072, "rows for addresses and ports, and one for each ClusterIP")
@@ -90,13 +99,24 @@ func runAgent(cmd *cobra.Command, f agentFlags) error {
 	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	return agent.Run(ctx, agent.Config{
-		Source: src, CgroupRoot: f.cgroupRoot, BPFRoot: f.bpfRoot, Sizes: f.sizes,
-		HealthzAddress: f.healthz, MetricsAddress: f.metrics, Version: buildVersion(),
+		Source: src, CgroupRoot: f.cgroupRoot, BPFRoot: filepath.Clean(f.bpfRoot), Sizes: f.sizes,
+		HealthzAddress: f.healthz, MetricsAddress: f.metrics, RepairEvery: f.repairEvery, Version: buildVersion(),
 	}, log.Named("agent"))
 }
 
 // check refuses what no kernel would take.
 func (f agentFlags) check() error {
+	if f.source != "kubernetes" && (f.kubeconfig != "" || f.apiServer != "") {
+		return fmt.Errorf("--kubeconfig and --api-server are for --source=kubernetes, not for %s", f.source)
+	}
+	if f.repairEvery <= 0 {
+		return fmt.Errorf("--repair-interval %v is not above zero", f.repairEvery)
+	}
+	for flag, address := range map[string]string{"healthz": f.healthz, "metrics": f.metrics} {
+		if err := checkAddress(address); err != nil {
+			return fmt.Errorf("--%s-bind-address %q: %w", flag, address, err)
+		}
+	}
 	if bits.OnesCount32(f.sizes.Peers) != 1 {
 		return fmt.Errorf("--max-peers %d is not a power of two", f.sizes.Peers)
 	}
@@ -113,6 +133,24 @@ func (f agentFlags) check() error {
 		if limit.value < 2 || limit.value > limit.max {
 			return fmt.Errorf("--max-%s %d is not between 2 and %d", limit.flag, limit.value, limit.max)
 		}
+	}
+	return nil
+}
+
+// checkAddress refuses what nobody could listen on. Empty is for nowhere.
+func checkAddress(address string) error {
+	if address == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return errors.New("not an address and a port, such as 127.0.0.1:10249 or [::1]:10249")
+	}
+	if _, err := netip.ParseAddr(host); err != nil && host != "" {
+		return fmt.Errorf("%q is not an IP address", host)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("port %q is not a number from 1 to 65535", port)
 	}
 	return nil
 }

@@ -232,7 +232,6 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 		{"services", services},
 		{"kernel", "Linux " + r.Kernel.Release},
 		{"", "stale UDP sockets: " + r.Kernel.endsSockets()},
-		{"", "waiting for readers: " + r.Kernel.waits()},
 	} {
 		if _, err := fmt.Fprintf(w, "%-10s %s\n", line[0], line[1]); err != nil {
 			return err

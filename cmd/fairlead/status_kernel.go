@@ -18,12 +18,10 @@ type kernelStatus struct {
 	// SockDestroy is the function bpf_sock_destroy (Linux 6.5); sock_diag stands
 	// in for it.
 	SockDestroy bool `json:"bpfSockDestroy"`
-	// Membarrier is MEMBARRIER_CMD_GLOBAL; a pause of a second stands in for it.
-	Membarrier bool `json:"membarrier"`
 }
 
 func readKernel() kernelStatus {
-	k := kernelStatus{Membarrier: hasMembarrier()}
+	var k kernelStatus
 	var name unix.Utsname
 	// Fails only for a bad pointer.
 	_ = unix.Uname(&name)
@@ -35,14 +33,6 @@ func readKernel() kernelStatus {
 	return k
 }
 
-// hasMembarrier asks whether MEMBARRIER_CMD_GLOBAL is served, which a kernel
-// booted with nohz_full refuses.
-func hasMembarrier() bool {
-	const query, global = 0, 1 // linux/membarrier.h
-	commands, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, query, 0, 0)
-	return errno == 0 && commands&global != 0
-}
-
 func (k kernelStatus) endsSockets() string {
 	switch {
 	case !k.BTF:
@@ -52,11 +42,4 @@ func (k kernelStatus) endsSockets() string {
 	default:
 		return "ended with bpf_sock_destroy"
 	}
-}
-
-func (k kernelStatus) waits() string {
-	if k.Membarrier {
-		return "membarrier"
-	}
-	return "a second each time (no membarrier in this kernel: nohz_full?)"
 }

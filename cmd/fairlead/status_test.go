@@ -24,7 +24,7 @@ func healthyReport(now time.Time) statusReport {
 		Agent:    agentStatus{Running: true, PID: 4711, Version: "v1.2.3", Started: &started},
 		LastSync: &synced,
 		Services: serviceCount{Programmed: 12},
-		Kernel:   kernelStatus{Release: "6.12.0", BTF: true, SockDestroy: true, Membarrier: true},
+		Kernel:   kernelStatus{Release: "6.12.0", BTF: true, SockDestroy: true},
 	}
 }
 
@@ -112,7 +112,6 @@ last sync  3s ago
 services   12 programmed
 kernel     Linux 6.12.0
            stale UDP sockets: ended with bpf_sock_destroy
-           waiting for readers: membarrier
 `,
 		},
 		{
@@ -132,7 +131,6 @@ last sync  never
 services   12 programmed, 2 with a problem: see fairlead inspect services
 kernel     Linux 6.1.0
            stale UDP sockets: ended with sock_diag (no bpf_sock_destroy in this kernel)
-           waiting for readers: a second each time (no membarrier in this kernel: nohz_full?)
 `,
 		},
 	} {

@@ -27,9 +27,6 @@ const (
 	// gatherFor is how long a burst of events is gathered. The first event after
 	// quiet is not held back.
 	gatherFor = 20 * time.Millisecond
-	// repairEvery is the time between two comparisons of the kernel with what is
-	// wanted.
-	repairEvery = 5 * time.Minute
 	// stuckAfter is how long a change may wait before the node counts as
 	// unhealthy: kube-proxy's two sync periods.
 	stuckAfter = time.Minute
@@ -50,7 +47,10 @@ type Config struct {
 	// Addresses to listen on, host:port; empty for none.
 	HealthzAddress string
 	MetricsAddress string
-	Version        string
+	// RepairEvery is the time between two comparisons of the kernel with what is
+	// wanted. Above zero.
+	RepairEvery time.Duration
+	Version     string
 }
 
 // agent is the one goroutine's state.
@@ -73,8 +73,11 @@ type agent struct {
 	walkFailing                  bool
 	walks                        bool // whether stale sockets can be found at all
 
+	repairEvery time.Duration
+
 	retry      *time.Timer
-	retryAfter time.Duration
+	retryAt    time.Time     // when the timer is armed for, zero when it is not
+	retryAfter time.Duration // the next pause
 }
 
 // Run serves until ctx ends and leaves the datapath in place. It returns an
@@ -100,7 +103,7 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	a, reports, err := newAgent(dp, cfg, cgroup, log)
+	a, reports, err := newAgent(ctx, dp, cfg, cgroup, log)
 	if err != nil {
 		return err
 	}
@@ -118,6 +121,7 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	events := make(chan reflector.Event, 1024)
 	ended := make(chan error, 1)
 	go func() { ended <- cfg.Source.Run(ctx, events) }()
+	go watch(ctx, events, a.health)
 	return a.run(ctx, events, reports, ended)
 }
 
@@ -139,24 +143,31 @@ func findCgroup(path string, log *zap.Logger) (attach.Cgroup, error) {
 }
 
 // newAgent takes up what the kernel holds.
-func newAgent(dp *datapath.Datapath, cfg Config, cgroup attach.Cgroup, log *zap.Logger) (*agent, <-chan sockets.Report, error) {
+func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, cgroup attach.Cgroup, log *zap.Logger) (*agent, <-chan sockets.Report, error) {
 	services, slots := dp.Limits()
 	a := &agent{
 		log: log, datapath: dp,
-		store:      lb.NewStore(),
-		reconciler: reconciler.New(dp, reconciler.Limits{Services: services, Slots: slots}),
-		health:     health.NewTracker(stuckAfter),
-		metrics:    metrics.New(cfg.Version, kernelMetrics{dp}),
-		failing:    map[lb.Name]string{},
-		walks:      dp.NoIterators == nil,
-		retry:      time.NewTimer(time.Hour),
+		store:       lb.NewStore(),
+		reconciler:  reconciler.New(dp, reconciler.Limits{Services: services, Slots: slots}),
+		health:      health.NewTracker(stuckAfter),
+		metrics:     metrics.New(cfg.Version, kernelMetrics{dp}),
+		failing:     map[lb.Name]string{},
+		walks:       dp.NoIterators == nil,
+		retry:       time.NewTimer(time.Hour),
+		retryAfter:  retryFirst,
+		repairEvery: cfg.RepairEvery,
 		state: datapath.AgentState{
 			Started: time.Now(), CgroupID: cgroup.ID, PID: os.Getpid(), Version: cfg.Version,
 		},
 	}
 	a.retry.Stop()
 	reports := make(chan sockets.Report, 1)
-	a.ender = sockets.NewEnder(dp, func(r sockets.Report) { reports <- r })
+	a.ender = sockets.NewEnder(dp, func(r sockets.Report) {
+		select {
+		case reports <- r:
+		case <-ctx.Done():
+		}
+	})
 	held, err := dp.Load()
 	if err != nil {
 		return nil, nil, fmt.Errorf("read what the kernel holds: %w", err)
@@ -172,7 +183,7 @@ func newAgent(dp *datapath.Datapath, cfg Config, cgroup attach.Cgroup, log *zap.
 
 // run is the agent's goroutine.
 func (a *agent) run(ctx context.Context, events <-chan reflector.Event, reports <-chan sockets.Report, ended <-chan error) error {
-	repair := time.NewTicker(repairEvery)
+	repair := time.NewTicker(a.repairEvery)
 	defer repair.Stop()
 	for {
 		select {
@@ -190,6 +201,8 @@ func (a *agent) run(ctx context.Context, events <-chan reflector.Event, reports 
 			a.gather(ctx, events)
 			a.apply(start)
 		case <-a.retry.C:
+			a.retryAt = time.Time{}
+			a.retryAfter = min(2*a.retryAfter, retryLast)
 			a.finish(time.Now(), a.reconciler.Retry(), false)
 		case <-repair.C:
 			a.repair()
@@ -199,26 +212,44 @@ func (a *agent) run(ctx context.Context, events <-chan reflector.Event, reports 
 	}
 }
 
+// watchEvery is how often watch looks.
+const watchEvery = 5 * time.Second
+
+// watch tells the health tracker of events that nobody takes: an agent that is
+// stuck cannot say so itself.
+func watch(ctx context.Context, events <-chan reflector.Event, h *health.Tracker) {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if len(events) > 0 {
+				h.Queued()
+			}
+		}
+	}
+}
+
 // gather takes what else has arrived. After quiet that is all; in a burst it
 // waits, so that many changes share one apply.
 func (a *agent) gather(ctx context.Context, events <-chan reflector.Event) {
 	until := time.NewTimer(time.Until(a.lastApply.Add(gatherFor)))
 	defer until.Stop()
-	for {
+	for quiet := false; !quiet; {
 		select {
 		case ev := <-events:
 			a.take(ev)
-			continue
-		default:
-		}
-		select {
-		case ev := <-events:
-			a.take(ev)
-		case <-until.C:
-			return
 		case <-ctx.Done():
 			return
+		case <-until.C:
+			quiet = true
 		}
+	}
+	// What is there already costs nothing to take along.
+	for range len(events) {
+		a.take(<-events)
 	}
 }
 
@@ -251,9 +282,7 @@ func (a *agent) take(ev reflector.Event) {
 		return
 	}
 	a.metrics.QueuedTimestamp.SetToCurrentTime()
-	if a.synced {
-		a.health.Queued()
-	}
+	a.health.Queued()
 }
 
 // apply brings the kernel up to date. Nothing is written, and so nothing
@@ -264,17 +293,12 @@ func (a *agent) apply(start time.Time) {
 		return
 	case !a.synced:
 		r := a.reconciler.ApplyAll(a.store.All())
-		if a.fresh {
-			// Whoever served these addresses before us, kube-proxy say, serves
-			// the sockets that are connected to them by kernel conntrack.
-			r.Answered = nil
-		}
 		a.synced = true
 		a.finish(start, r, true)
 		a.log.Info("synced", logfield.Writes(r.Writes+r.Deletes), logfield.Took(time.Since(a.state.Started)))
 		a.askWalk(nil)
 	default:
-		if delta := a.store.Changes(); !delta.Empty() || a.reconciler.Pending() {
+		if delta := a.store.Changes(); !delta.Empty() {
 			a.finish(start, a.reconciler.Apply(delta), false)
 		} else {
 			a.health.Applied()
@@ -293,14 +317,14 @@ func (a *agent) repair() {
 		a.log.Warn("repair: the kernel's tables cannot be read", logfield.Error(err))
 		return
 	}
-	a.reconciler.Adopt(held)
-	// What is still failing is written again and is no repair.
-	failing := a.reconciler.Pending()
-	r := a.reconciler.ApplyAll(a.store.All())
-	if n := r.Writes + r.Deletes; n > 0 && !failing {
+	// Against what we have written, not against what is wanted: a Service that
+	// cannot be written is no damage.
+	if n := held.Differences(a.reconciler.Tables()); n > 0 {
 		a.metrics.RepairedRows.Add(float64(n))
-		a.log.Warn("repaired rows that were missing or wrong in the kernel", logfield.Writes(n))
+		a.log.Warn("rows were missing or wrong in the kernel; repairing them", logfield.Count(n))
 	}
+	a.reconciler.Adopt(held)
+	r := a.reconciler.ApplyAll(a.store.All())
 	a.finish(start, r, true)
 	a.askWalk(nil)
 }
@@ -313,11 +337,17 @@ func (a *agent) finish(start time.Time, r reconciler.Result, full bool) {
 	a.metrics.FailedServices.Set(float64(len(r.Failed)))
 	a.log.Debug("applied", logfield.Writes(r.Writes), logfield.Deletes(r.Deletes), logfield.Took(time.Since(start)))
 	a.logFailures(r.Failed)
-	a.scheduleRetry(a.reconciler.Pending())
+	a.scheduleRetry(a.reconciler.Pending(), r.Deletes > 0)
+	if a.fresh {
+		// Whoever served these addresses before us, kube-proxy say, serves the
+		// sockets that are connected to them by kernel conntrack.
+		r.Answered = nil
+		a.fresh = a.reconciler.Pending()
+	}
 	if r.Deletes > 0 {
 		a.ticket++
 	}
-	if r.Stranded || len(r.Answered) > 0 {
+	if r.Deletes > 0 || len(r.Answered) > 0 {
 		a.askWalk(r.Answered)
 	}
 	a.state.Synced = a.lastApply
@@ -337,27 +367,38 @@ func (a *agent) logFailures(failed map[lb.Name]error) {
 	for name := range a.failing {
 		if failed[name] == nil {
 			delete(a.failing, name)
-			a.log.Info("service is programmed again", logfield.Service(name))
+			a.log.Info("service has no problem any more: it is programmed, or gone", logfield.Service(name))
 		}
 	}
 }
 
-// scheduleRetry sets the timer while something is left to do, with growing pauses.
-func (a *agent) scheduleRetry(pending bool) {
+// scheduleRetry arms the timer while something is left to do. Other changes do
+// not put it off, and room that has just been made brings it forward.
+func (a *agent) scheduleRetry(pending, room bool) {
+	if !pending || room {
+		a.retryAfter = retryFirst
+	}
 	if !pending {
-		a.retryAfter = 0
+		a.retryAt = time.Time{}
 		a.retry.Stop()
 		return
 	}
-	a.retryAfter = min(max(2*a.retryAfter, retryFirst), retryLast)
-	a.retry.Reset(a.retryAfter)
+	if at := time.Now().Add(a.retryAfter); a.retryAt.IsZero() || at.Before(a.retryAt) {
+		a.retryAt = at
+		a.retry.Reset(a.retryAfter)
+	}
 }
 
 // askWalk has stale sockets looked for.
 func (a *agent) askWalk(answered []lb.FrontendKey) {
 	if a.walks {
 		a.ender.Ask(sockets.Request{Answered: answered, Ticket: a.ticket})
+		return
 	}
+	// What sockets remember cannot be seen, and it does not matter: for a
+	// datagram VIP, service and member must all agree, and whether a connected
+	// socket's backend has gone is what cannot be found out here anyway.
+	a.reconciler.FreeIDs(func(lb.ServiceID) bool { return false })
 }
 
 // walked takes the result of a walk.
@@ -374,14 +415,12 @@ func (a *agent) walked(r sockets.Report) {
 			a.log.Warn("looking for stale UDP sockets failed", logfield.Error(r.Err))
 		}
 		a.walkFailing = true
-		return
-	}
-	if a.walkFailing {
+	} else if a.walkFailing {
 		a.walkFailing = false
 		a.log.Info("looking for stale UDP sockets works again")
 	}
 	// An ID that came to rest after the walk began may be in use unseen.
-	if r.Ticket == a.ticket {
+	if r.InUse != nil && r.Ticket == a.ticket {
 		a.reconciler.FreeIDs(func(id lb.ServiceID) bool { return r.InUse[id] })
 	}
 }

@@ -61,9 +61,8 @@ type bpfExportedTypes struct {
 		_        structs.HostLayout
 		Netns    uint32
 		Stale    uint32
-		Services [5]uint32
+		Services [6]uint32
 	}
-	_         [4]byte
 	UdpRecord struct {
 		_      structs.HostLayout
 		Cookie uint64
@@ -127,8 +126,8 @@ type bpfOrigin struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Pad       uint32
-	Connected bpfOriginEntry
+	Latest    uint32
+	Connected [2]bpfOriginEntry
 	Sent      [4]bpfOriginEntry
 }
 
@@ -147,7 +146,7 @@ type bpfOriginRecord struct {
 	_        structs.HostLayout
 	Netns    uint32
 	Stale    uint32
-	Services [5]uint32
+	Services [6]uint32
 }
 
 type bpfOverflowKey struct {

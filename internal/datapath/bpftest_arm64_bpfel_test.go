@@ -85,8 +85,8 @@ type bpftestOrigin struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Pad       uint32
-	Connected bpftestOriginEntry
+	Latest    uint32
+	Connected [2]bpftestOriginEntry
 	Sent      [4]bpftestOriginEntry
 }
 
@@ -117,12 +117,14 @@ type bpftestOriginIo struct {
 type bpftestOriginOp uint32
 
 const (
-	bpftestOriginOpORIGIN_SENT_PUT      bpftestOriginOp = 1
-	bpftestOriginOpORIGIN_SENT_FIND     bpftestOriginOp = 2
-	bpftestOriginOpORIGIN_CONNECTED_PUT bpftestOriginOp = 3
-	bpftestOriginOpORIGIN_RECALL        bpftestOriginOp = 4
-	bpftestOriginOpORIGIN_CHOOSE        bpftestOriginOp = 5
-	bpftestOriginOpORIGIN_USABLE        bpftestOriginOp = 6
+	bpftestOriginOpORIGIN_SENT_PUT         bpftestOriginOp = 1
+	bpftestOriginOpORIGIN_SENT_FIND        bpftestOriginOp = 2
+	bpftestOriginOpORIGIN_CONNECTED_PUT    bpftestOriginOp = 3
+	bpftestOriginOpORIGIN_RECALL           bpftestOriginOp = 4
+	bpftestOriginOpORIGIN_CHOOSE           bpftestOriginOp = 5
+	bpftestOriginOpORIGIN_USABLE           bpftestOriginOp = 6
+	bpftestOriginOpORIGIN_CONNECTED_FORGET bpftestOriginOp = 7
+	bpftestOriginOpORIGIN_PEER             bpftestOriginOp = 8
 )
 
 type bpftestOverflowKey struct {

@@ -56,7 +56,6 @@ type Datapath struct {
 	// nil where they can.
 	NoIterators error
 
-	root      string
 	programs  map[string]*ebpf.Program
 	iterators map[string]*ebpf.Program
 	lock      *os.File
@@ -120,8 +119,13 @@ func open(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{Resized: resized, root: cfg.Root, programs: coll.Programs}
+	d := &Datapath{Resized: resized, programs: coll.Programs}
 	if d.Tables, err = newTables(coll.Maps, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		coll.Close()
+		return nil, err
+	}
+	if d.grace, d.inner, err = newGrace(); err != nil {
+		d.unmap()
 		coll.Close()
 		return nil, err
 	}
@@ -228,13 +232,10 @@ func explainLoad(err error) error {
 // "sock_connect4", or nil. It stays the Datapath's.
 func (d *Datapath) Program(name string) *ebpf.Program { return d.programs[name] }
 
-// Root returns the directory that everything is pinned below.
-func (d *Datapath) Root() string { return d.root }
-
 // Close lets go of maps and programs. What is pinned goes on working.
 func (d *Datapath) Close() error {
 	d.unmap()
-	var errs []error
+	errs := []error{d.grace.Close(), d.inner.Close()}
 	for _, m := range d.maps {
 		errs = append(errs, m.Close())
 	}
@@ -280,7 +281,7 @@ func Lock(root string) (*os.File, error) {
 	for deadline := time.Now().Add(lockWait); ; time.Sleep(lockWait / 20) {
 		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return dir, nil
+			break
 		}
 		if errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(deadline) {
 			continue
@@ -292,6 +293,18 @@ func Lock(root string) (*os.File, error) {
 		return nil, fmt.Errorf("bpf root %s: a running fairlead agent%s is using it; stop it first or choose another --bpf-root",
 			root, holder(root))
 	}
+	if !sameFile(dir, root) {
+		_ = dir.Close()
+		return nil, fmt.Errorf("bpf root %s was removed by a cleanup just now; try again", root)
+	}
+	return dir, nil
+}
+
+// sameFile tells whether path still leads to the open file.
+func sameFile(f *os.File, path string) bool {
+	ours, err1 := f.Stat()
+	theirs, err2 := os.Stat(path)
+	return err1 == nil && err2 == nil && os.SameFile(ours, theirs)
 }
 
 // holder names the process that the agent state speaks of, if it can be read.

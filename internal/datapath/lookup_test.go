@@ -313,13 +313,31 @@ func (o originTest) find(vip string, now uint32) string {
 	return io.Entry.backendAddr()
 }
 
-// recall returns whom a datagram from an address seems to come from.
-func (o originTest) recall(from string) string {
+// recall returns whom a datagram from an address seems to come from, on a socket
+// that is not connected.
+func (o originTest) recall(from string, now uint32) string {
 	o.t.Helper()
 	io := ask(o.t, o.prog, bpftestOriginIo{
-		Op: bpftestOriginOpORIGIN_RECALL, Req: request(netip.MustParseAddrPort(from), lb.UDP),
+		Op: bpftestOriginOpORIGIN_RECALL, Now: now, Req: request(netip.MustParseAddrPort(from), lb.UDP),
 	})
 	return io.Req.addrPort().String()
+}
+
+// peer returns whom a socket that is connected to an address seems to have dialled.
+func (o originTest) peer(remote string) string {
+	o.t.Helper()
+	io := ask(o.t, o.prog, bpftestOriginIo{
+		Op: bpftestOriginOpORIGIN_PEER, Req: request(netip.MustParseAddrPort(remote), lb.UDP),
+	})
+	return io.Req.addrPort().String()
+}
+
+// connectDirectly connects to an address that is nobody's frontend.
+func (o originTest) connectDirectly(to string) {
+	o.t.Helper()
+	ask(o.t, o.prog, bpftestOriginIo{
+		Op: bpftestOriginOpORIGIN_CONNECTED_FORGET, Req: request(netip.MustParseAddrPort(to), lb.UDP),
+	})
 }
 
 func (o originTest) connect(e bpftestOriginEntry) {
@@ -348,12 +366,12 @@ func testOrigins(t *testing.T, _ *Datapath, objects *bpftestObjects) {
 		now, idle                    = 1000, 120
 	)
 	o.want("nothing sent yet", o.find(vip1, now), "")
-	o.want("nothing asked yet", o.recall(b1), b1)
+	o.want("nothing asked yet", o.recall(b1, now), b1)
 
 	o.want("first datagram", o.put(entry(vip1, b1, 1, now), nil), b1)
 	o.want("remembered", o.find(vip1, now), b1)
-	o.want("its answer", o.recall(b1), vip1)
-	o.want("a stranger's datagram", o.recall(b2), b2)
+	o.want("its answer", o.recall(b1, now), vip1)
+	o.want("a stranger's datagram", o.recall(b2, now), b2)
 	o.want("another VIP", o.find(vip2, now), "")
 	o.want("another thread chose for the same VIP in between", o.put(entry(vip1, b2, 1, now), nil), b1)
 	gone := entry(vip1, b1, 1, now)
@@ -365,8 +383,8 @@ func testOrigins(t *testing.T, _ *Datapath, objects *bpftestObjects) {
 	o.want("third VIP", o.put(entry(vip3, b3, 3, now), nil), b3)
 	o.want("fourth VIP", o.put(entry(vip4, b1, 4, now+1), nil), b1)
 	o.want("fifth VIP", o.put(entry(vip5, b1, 5, now+1), nil), "")
-	o.want("two VIPs share a backend: the one used last", o.recall(b1), vip4)
-	o.want("IPv6", o.recall(b3), vip3)
+	o.want("two VIPs share a backend: the one used last", o.recall(b1, now), vip4)
+	o.want("IPv6", o.recall(b3, now), vip3)
 
 	o.want("silent for as long as allowed", o.find(vip2, now+idle), b2)
 	o.want("silent for longer since that", o.find(vip2, now+2*idle+1), "")
@@ -376,10 +394,18 @@ func testOrigins(t *testing.T, _ *Datapath, objects *bpftestObjects) {
 
 	forgetOrigin(t, objects)
 	o.connect(entry(vip1, b1, 1, now))
-	o.want("connected", o.recall(b1), vip1)
-	o.want("a connection says nothing of datagrams", o.find(vip1, now), "")
-	o.connect(bpftestOriginEntry{})
-	o.want("connected to somebody else", o.recall(b1), b1)
+	o.want("connected", o.peer(b1), vip1)
+	o.want("a connection says nothing of datagrams sent", o.find(vip1, now), "")
+	o.want("a connection says nothing of datagrams received", o.recall(b1, now), b1)
+	o.connect(entry(vip2, b2, 2, now))
+	o.want("connected anew", o.peer(b2), vip2)
+	o.want("the kernel has refused that and the socket kept its peer", o.peer(b1), vip1)
+	o.connect(entry(vip3, b2, 3, now))
+	o.want("another VIP with the same backend", o.peer(b2), vip3)
+	o.want("still the one before", o.peer(b1), vip1)
+	o.connectDirectly(b2)
+	o.want("connected to the pod itself", o.peer(b2), b2)
+	o.want("which leaves others alone", o.peer(b1), vip1)
 }
 
 func testAvoid(t *testing.T, d *Datapath, objects *bpftestObjects) {
@@ -411,7 +437,7 @@ func testAvoid(t *testing.T, d *Datapath, objects *bpftestObjects) {
 	}
 
 	o.put(entry(other, "10.244.0.0:53", 1, 1), nil)
-	o.connect(entry(third, "10.244.0.1:53", 1, 1))
+	o.put(entry(third, "10.244.0.1:53", 1, 1), nil)
 	clear(seen)
 	for range 400 {
 		seen[choose(vip, 4)]++

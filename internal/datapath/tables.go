@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -26,11 +25,20 @@ type Tables struct {
 	services []byte // mapped, one 64-bit word for each service ID
 	slots    []byte // mapped, one bpfSlot for each slot
 	writes   map[string]*atomic.Uint64
+
+	grace, inner *ebpf.Map // for WaitReaders; nil in a View
 }
 
 // Names of the tables that hold rows of lb.Tables, as in /metrics and errors.
 var tableNames = []string{
 	bpfMapFrontends, bpfMapServices, bpfMapSlots, bpfMapMembers, bpfMapNames, bpfMapProblems,
+}
+
+// sizeFlags say what to do when a table is full. problems has no flag.
+var sizeFlags = map[string]string{
+	bpfMapFrontends: "; raise --max-frontends",
+	bpfMapMembers:   "; raise --max-members",
+	bpfMapNames:     "; raise --max-services",
 }
 
 // newTables maps services and slots into memory. The maps stay the caller's.
@@ -172,31 +180,44 @@ func (t *Tables) DeleteProblem(name lb.Name) error {
 	return t.remove(bpfMapProblems, name, &key)
 }
 
-// readersWait is the grace period where the kernel offers none: a program runs
-// for microseconds.
-const readersWait = time.Second
-
-// From linux/membarrier.h.
-const membarrierGlobal = 1
-
 // WaitReaders returns when every program that was running at the time of the
 // call has ended.
+//
+// Programs run inside RCU read-side sections. The kernel waits for the end of
+// all of them, synchronize_rcu, after each update of a map of maps, so that who
+// replaces a map knows when the old one is out of use (Linux 5.0,
+// maybe_wait_bpf_programs). membarrier(MEMBARRIER_CMD_GLOBAL) would do the same
+// where it does anything: it returns at once on a machine with one processor,
+// where a program may still have been preempted, and is refused with nohz_full.
 func (t *Tables) WaitReaders() error {
-	// Programs run inside RCU read-side sections, and this is synchronize_rcu
-	// (Linux 4.3). A kernel booted with nohz_full refuses it.
-	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
-	if errno != 0 {
-		time.Sleep(readersWait)
+	if err := t.grace.Put(uint32(0), t.inner); err != nil {
+		return fmt.Errorf("wait for running programs to end: %w", err)
 	}
 	return nil
+}
+
+// newGrace makes the map of maps for WaitReaders, and the map to put into it.
+func newGrace() (outer, inner *ebpf.Map, err error) {
+	spec := &ebpf.MapSpec{Name: "grace_inner", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}
+	if inner, err = ebpf.NewMap(spec); err != nil {
+		return nil, nil, fmt.Errorf("create map %s: %w", spec.Name, err)
+	}
+	outer, err = ebpf.NewMap(&ebpf.MapSpec{
+		Name: "grace", Type: ebpf.ArrayOfMaps, KeySize: 4, ValueSize: 4, MaxEntries: 1, InnerMap: spec,
+	})
+	if err != nil {
+		_ = inner.Close()
+		return nil, nil, fmt.Errorf("create map grace: %w", err)
+	}
+	return outer, inner, nil
 }
 
 func (t *Tables) put(table string, subject fmt.Stringer, key, value any) error {
 	m := t.maps[table]
 	if err := m.Update(key, value, ebpf.UpdateAny); err != nil {
 		if errors.Is(err, unix.E2BIG) {
-			return fmt.Errorf("update %s %v: %w (the map is full at %d rows; raise --max-%s)",
-				table, subject, err, m.MaxEntries(), table)
+			return fmt.Errorf("update %s %v: %w (the map is full at %d rows%s)",
+				table, subject, err, m.MaxEntries(), sizeFlags[table])
 		}
 		return fmt.Errorf("update %s %v: %w", table, subject, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -69,7 +70,7 @@ func closeMaps(maps map[string]*ebpf.Map) {
 // AgentState is what an agent leaves for those who look at the maps.
 type AgentState struct {
 	Started  time.Time
-	Synced   time.Time // last time the tables were as wanted; zero before that
+	Synced   time.Time // last time all that could be written was; zero before that
 	CgroupID uint64    // inode of the cgroup the hooks are on
 	PID      int       // in the agent's PID namespace
 	Version  string
@@ -138,9 +139,12 @@ func (t *Tables) Counters() ([]Counter, error) {
 	return out, nil
 }
 
-// counterNames takes the names from the object's type information, so that they
+// counterNames returns the names of the counters by number; see readCounterNames.
+var counterNames = sync.OnceValues(readCounterNames)
+
+// readCounterNames takes the names from the object's type information, so that they
 // are written down once, in bpf/types.h.
-func counterNames() ([]string, error) {
+func readCounterNames() ([]string, error) {
 	spec, err := loadBpf()
 	if err != nil {
 		return nil, err

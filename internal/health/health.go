@@ -30,11 +30,12 @@ func NewTracker(timeout time.Duration) *Tracker {
 	return &Tracker{timeout: timeout, now: time.Now}
 }
 
-// Queued notes that a change has arrived.
+// Queued notes that a change has arrived. Changes before the first sync do not
+// count.
 func (t *Tracker) Queued() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.queued.IsZero() {
+	if t.synced && t.queued.IsZero() {
 		t.queued = t.now()
 	}
 }

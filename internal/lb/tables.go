@@ -191,3 +191,26 @@ func (t Tables) Backends(r Range) []Backend {
 // Remembers tells whether clients of a service with this protocol remember
 // their backend, so that the service needs Members rows.
 func (p Protocol) Remembers() bool { return p == UDP }
+
+// Differences counts the rows that t and o do not have in common: those only one
+// has, and those that differ. Slots count where a range leads to them.
+func (t Tables) Differences(o Tables) int {
+	return differences(t.Frontends, o.Frontends) + differences(t.Services, o.Services) +
+		differences(t.Slots, o.Slots) + differences(t.Members, o.Members) +
+		differences(t.Names, o.Names) + differences(t.Problems, o.Problems)
+}
+
+func differences[K, V comparable](a, b map[K]V) int {
+	n := 0
+	for k, v := range a {
+		if other, ok := b[k]; !ok || other != v {
+			n++
+		}
+	}
+	for k := range b {
+		if _, ok := a[k]; !ok {
+			n++
+		}
+	}
+	return n
+}

@@ -127,6 +127,9 @@ func (r *Reconciler) Adopt(t lb.Tables) {
 	// same way when two ranges share slots.
 	for _, id := range slices.Sorted(maps.Keys(r.have.services)) {
 		s := r.have.services[id]
+		if known := before.services[id]; known != nil && known.resting() && s.resting() {
+			continue // free or at rest, as it was
+		}
 		exists := r.ids.Adopt(id)
 		if s.resting() {
 			r.ids.Release(id)

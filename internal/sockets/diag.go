@@ -58,13 +58,13 @@ func (r diagRequest) putAddr(b []byte, a netip.Addr) {
 }
 
 // destroy ends one socket of the calling thread's network namespace through
-// sock_diag. It is no error when the socket is gone.
+// sock_diag. The error wraps ENOENT when it is not there any more.
 func destroy(s datapath.UDPSocket) error {
 	req := nl.NewNetlinkRequest(sockDestroy, unix.NLM_F_ACK)
 	req.AddData(diagRequest{s})
 	_, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0)
 	switch {
-	case err == nil || errors.Is(err, unix.ENOENT):
+	case err == nil:
 		return nil
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("end UDP socket %v → %v: %w (the kernel needs CONFIG_INET_DIAG_DESTROY, or bpf_sock_destroy of Linux 6.5)",

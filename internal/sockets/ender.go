@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fairlead-lb/fairlead/internal/datapath"
 	"github.com/fairlead-lb/fairlead/internal/lb"
 )
@@ -27,7 +29,8 @@ type Request struct {
 // Report is what a walk found.
 type Report struct {
 	Ticket uint64 // of the newest Request that came before the walk began
-	// InUse holds the services whose backends some socket remembers.
+	// InUse holds the services whose backends some socket remembers; nil when
+	// that could not be found out. Other errors do not matter to it.
 	InUse map[lb.ServiceID]bool
 	Gone  int // sockets ended because their backend has gone
 	Came  int // sockets ended because their VIP leads somewhere now
@@ -47,12 +50,13 @@ type Ender struct {
 	mu       sync.Mutex
 	ticket   uint64
 	answered map[lb.FrontendKey]time.Time // when the last repeat is due
+	busy     map[uint32]bool              // namespaces whose walk has not come to its end
 }
 
 // NewEnder returns an Ender that calls report, from the goroutine of Run, after
 // each walk.
 func NewEnder(d *datapath.Datapath, report func(Report)) *Ender {
-	return &Ender{datapath: d, report: report, wake: make(chan struct{}, 1), answered: map[lb.FrontendKey]time.Time{}}
+	return &Ender{datapath: d, report: report, wake: make(chan struct{}, 1), answered: map[lb.FrontendKey]time.Time{}, busy: map[uint32]bool{}}
 }
 
 // Ask requests a walk, and further ones a second and ten seconds later. It never
@@ -115,12 +119,18 @@ func (e *Ender) Run(ctx context.Context) {
 
 // walk does what a request asks for, once.
 func (e *Ender) walk(answered []lb.FrontendKey) Report {
-	report := Report{InUse: map[lb.ServiceID]bool{}}
+	var report Report
 	origins, err := e.datapath.WalkOrigins()
 	if err != nil {
 		report.Err = err
 		return report
 	}
+	overflow, err := e.datapath.OverflowServices()
+	if err != nil {
+		report.Err = err
+		return report
+	}
+	report.InUse = map[lb.ServiceID]bool{}
 	stale := map[uint32]bool{}
 	for _, o := range origins {
 		for _, id := range o.Services {
@@ -130,40 +140,37 @@ func (e *Ender) walk(answered []lb.FrontendKey) Report {
 			stale[o.Netns] = true
 		}
 	}
-	overflow, err := e.datapath.OverflowServices()
-	if err != nil {
-		report.Err = err
-		return report
-	}
 	for _, id := range overflow {
 		report.InUse[id] = true
 	}
-	everywhere := len(answered) > 0 || len(overflow) > 0
-	if !everywhere && len(stale) == 0 {
+	all := len(answered) > 0 || len(overflow) > 0
+	if !all && len(stale) == 0 {
 		return report
 	}
-	if err := e.datapath.SetAnswered(answered); err != nil {
-		report.Err = err
-		return report
-	}
-	report.Err = e.enter(&report, stale, everywhere)
+	// Those whose backend has gone are ended also when this fails.
+	report.Err = errors.Join(e.datapath.SetAnswered(answered), e.enter(&report, stale, all))
 	return report
 }
 
 // enter walks the sockets of the stale namespaces, or of all.
-func (e *Ender) enter(report *Report, stale map[uint32]bool, everywhere bool) error {
-	known := namespaces()
+func (e *Ender) enter(report *Report, stale map[uint32]bool, all bool) error {
+	known := namespaces(everywhere)
 	var errs []error
 	for inode := range stale {
-		if _, ok := known[inode]; !ok {
+		if known[inode] == nil {
+			known[inode] = namespaces(threads)[inode]
+		}
+		if known[inode] == nil {
 			errs = append(errs, fmt.Errorf("network namespace %d holds UDP sockets to end and is nowhere to be found below /proc (hostPID is needed)", inode))
 		}
 	}
-	for inode, path := range known {
-		if !everywhere && !stale[inode] {
+	for inode, paths := range known {
+		if len(paths) == 0 || !all && !stale[inode] {
 			continue
 		}
-		err := within(path, inode, func() error { return e.end(report) })
+		ended, err := e.visit(inode, paths)
+		report.Gone += ended.gone
+		report.Came += ended.came
 		if err != nil && !errors.Is(err, errGone) {
 			errs = append(errs, err)
 		}
@@ -171,25 +178,80 @@ func (e *Ender) enter(report *Report, stale map[uint32]bool, everywhere bool) er
 	return errors.Join(errs...)
 }
 
+// visitTimeout is how long others wait for one namespace. Reading its sockets
+// waits for the lock of each, and a pod can hold one for as long as it likes.
+const visitTimeout = 3 * time.Second
+
+// count is how many sockets were ended.
+type count struct{ gone, came int }
+
+// visit walks the sockets of one namespace. It returns without having come to
+// the end when that takes too long, and does not enter the namespace again
+// before the end.
+func (e *Ender) visit(inode uint32, paths []string) (count, error) {
+	e.mu.Lock()
+	busy := e.busy[inode]
+	e.mu.Unlock()
+	if busy {
+		return count{}, fmt.Errorf("network namespace %d: a socket there still keeps us waiting", inode)
+	}
+	namespace, err := open(paths, inode)
+	if err != nil {
+		return count{}, err
+	}
+	type result struct {
+		ended count
+		err   error
+	}
+	done := make(chan result, 1)
+	e.setBusy(inode, true)
+	go func() {
+		var r result
+		r.err = within(namespace, func() (err error) { r.ended, err = e.end(); return err })
+		e.setBusy(inode, false)
+		done <- r
+	}()
+	select {
+	case r := <-done:
+		return r.ended, r.err
+	case <-time.After(visitTimeout):
+		return count{}, fmt.Errorf("network namespace %d: a socket there keeps us waiting", inode)
+	}
+}
+
+func (e *Ender) setBusy(inode uint32, busy bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if busy {
+		e.busy[inode] = true
+	} else {
+		delete(e.busy, inode)
+	}
+}
+
 // end runs in a namespace and ends what must be ended there.
-func (e *Ender) end(report *Report) error {
+func (e *Ender) end() (ended count, err error) {
 	found, err := e.datapath.WalkUDP()
 	if err != nil {
-		return err
+		return ended, err
 	}
 	var errs []error
 	for _, s := range found {
 		if !s.Ended {
-			if err := destroy(s); err != nil {
+			err := destroy(s)
+			if errors.Is(err, unix.ENOENT) {
+				continue // it has ended by itself
+			}
+			if err != nil {
 				errs = append(errs, err)
 				continue
 			}
 		}
 		if s.Reason == datapath.BackendGone {
-			report.Gone++
+			ended.gone++
 		} else {
-			report.Came++
+			ended.came++
 		}
 	}
-	return errors.Join(errs...)
+	return ended, errors.Join(errs...)
 }

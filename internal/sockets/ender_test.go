@@ -112,7 +112,9 @@ func TestDestroyEndsOneSocket(t *testing.T) {
 				}
 				t.Skipf("kernel ends no sockets: %v", err)
 			}
-			must(t, err) // that one is gone
+			if !errors.Is(err, unix.ENOENT) {
+				t.Errorf("a socket that is not there: %v, want ENOENT", err)
+			}
 			if errno := pending(t, fd); errno != 0 {
 				t.Errorf("asked to end one with its addresses and another cookie, it got %v", errno)
 			}
@@ -124,7 +126,9 @@ func TestDestroyEndsOneSocket(t *testing.T) {
 			if errno := pending(t, sibling); errno != 0 {
 				t.Errorf("its sibling got %v", errno)
 			}
-			must(t, ns.Do(func() error { return destroy(s) })) // it is gone
+			if err := ns.Do(func() error { return destroy(s) }); !errors.Is(err, unix.ENOENT) {
+				t.Errorf("ended once more: %v, want ENOENT", err)
+			}
 		})
 	}
 }
@@ -134,8 +138,8 @@ func TestNamespacesAreFoundAndEntered(t *testing.T) {
 	var st unix.Stat_t
 	must(t, unix.Stat(ns.Path(), &st))
 	inode := uint32(st.Ino)
-	path, ok := namespaces()[inode]
-	if !ok {
+	paths := namespaces(everywhere)[inode]
+	if len(paths) == 0 {
 		t.Fatalf("%s, which no process is in, was not found", ns.Path())
 	}
 	here := func() (inode uint64, err error) {
@@ -143,7 +147,16 @@ func TestNamespacesAreFoundAndEntered(t *testing.T) {
 		err = unix.Stat("/proc/thread-self/ns/net", &st)
 		return st.Ino, err
 	}
-	must(t, within(path, inode, func() error {
+	enter := func(paths []string, inode uint32, f func() error) error {
+		file, err := open(paths, inode)
+		if err != nil {
+			return err
+		}
+		return within(file, f)
+	}
+	// A process that has ended since comes before a path that is still good.
+	paths = append([]string{"/proc/4194304/ns/net", "/proc/self/ns/net"}, paths...)
+	must(t, enter(paths, inode, func() error {
 		got, err := here()
 		if err == nil && got != st.Ino {
 			err = fmt.Errorf("in namespace %d, want %d", got, st.Ino)
@@ -152,20 +165,33 @@ func TestNamespacesAreFoundAndEntered(t *testing.T) {
 	}))
 	home, err := here()
 	must(t, err)
-	if _, ok := namespaces()[uint32(home)]; !ok {
-		t.Errorf("our own namespace %d was not found", home)
+	for _, patterns := range [][]string{everywhere, threads} {
+		if len(namespaces(patterns)[uint32(home)]) == 0 {
+			t.Errorf("our own namespace %d was not found at %v", home, patterns)
+		}
 	}
 
 	never := func() error { return errors.New("was run") }
-	if err := within(path, inode+1, never); !errors.Is(err, errGone) {
-		t.Errorf("a path that leads to another namespace: %v, want errGone", err)
-	}
-	if err := within(path+"-missing", inode, never); !errors.Is(err, errGone) {
-		t.Errorf("a path that leads nowhere: %v, want errGone", err)
+	if err := enter(paths, inode+1, never); !errors.Is(err, errGone) {
+		t.Errorf("paths that lead to other namespaces: %v, want errGone", err)
 	}
 	failure := errors.New("failed inside")
-	if err := within(path, inode, func() error { return failure }); !errors.Is(err, failure) {
+	if err := enter(paths, inode, func() error { return failure }); !errors.Is(err, failure) {
 		t.Errorf("error from within is %v", err)
+	}
+}
+
+// A task that sleeps while it holds a socket's lock keeps the walk of its
+// namespace waiting; nobody else may wait for it.
+func TestOneNamespaceKeepsNobodyElseWaiting(t *testing.T) {
+	ns := testutil.Node(t).Namespace()
+	var st unix.Stat_t
+	must(t, unix.Stat(ns.Path(), &st))
+	e := NewEnder(nil, nil)
+	e.setBusy(uint32(st.Ino), true)
+	_, err := e.visit(uint32(st.Ino), []string{ns.Path()})
+	if err == nil || !strings.Contains(err.Error(), "keeps us waiting") {
+		t.Errorf("a namespace whose walk has not ended is entered again: %v", err)
 	}
 }
 
@@ -265,7 +291,11 @@ func TestAnsweredFrontendIsForgotten(t *testing.T) {
 	e, reports := runEnder(t)
 	vip := netip.AddrPortFrom(sandbox.GatewayIPv4.Addr(), 9)
 	early := connected(t, ns, false, vip)
-	e.Ask(Request{Answered: []lb.FrontendKey{{VIP: vip.Addr(), Port: vip.Port(), Protocol: lb.UDP}}})
+	key := lb.FrontendKey{VIP: vip.Addr(), Port: vip.Port(), Protocol: lb.UDP}
+	must(t, e.datapath.SetSlots(0, []lb.Backend{{Addr: netip.MustParseAddr("10.244.0.9"), Port: 9}}))
+	must(t, e.datapath.SetService(1, lb.Range{Count: 1}))
+	must(t, e.datapath.SetFrontend(key, lb.Frontend{Service: 1, Kind: lb.KindClusterIP}))
+	e.Ask(Request{Answered: []lb.FrontendKey{key}})
 	testutil.Eventually(t, patience, "a socket connected to the VIP is ended", func() error {
 		if errno := pending(t, early); errno != unix.ECONNABORTED {
 			return fmt.Errorf("receive gives %v", errno)

@@ -13,25 +13,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Where namespaces are bound that no process may be in, beside /proc.
-var boundNamespaces = []string{"/run/netns/*", "/var/run/netns/*", "/run/docker/netns/*"}
+// Where namespaces can be found: at the processes of the node, whose /proc it
+// must be (hostPID), and bound to files, where no process has to be in them. In
+// a container these files are in the mount namespace of PID 1.
+var everywhere = []string{
+	"/proc/[0-9]*/ns/net",
+	"/proc/1/root/run/netns/*", "/proc/1/root/run/docker/netns/*",
+	"/run/netns/*", "/run/docker/netns/*",
+}
 
-// namespaces finds the network namespaces of the node: a path for each inode.
-// Those of processes come from /proc, which must be the node's (hostPID).
-func namespaces() map[uint32]string {
-	out := map[uint32]string{}
-	for _, pattern := range append([]string{"/proc/[0-9]*/ns/net"}, boundNamespaces...) {
+// threads are looked at only for a namespace that is nowhere else: there are
+// many of them, and most are where their process is.
+var threads = []string{"/proc/[0-9]*/task/*/ns/net"}
+
+// namespaces finds network namespaces: the paths that lead to each inode.
+// Processes come and go, so one path may be dead when it is used.
+func namespaces(patterns []string) map[uint32][]string {
+	out := map[uint32][]string{}
+	for _, pattern := range patterns {
 		paths, err := filepath.Glob(pattern)
 		if err != nil {
 			continue // only a bad pattern fails
 		}
 		for _, path := range paths {
 			var st unix.Stat_t
-			// Processes come and go while we look.
 			if unix.Stat(path, &st) == nil {
-				if _, known := out[uint32(st.Ino)]; !known {
-					out[uint32(st.Ino)] = path
-				}
+				out[uint32(st.Ino)] = append(out[uint32(st.Ino)], path)
 			}
 		}
 	}
@@ -42,31 +49,37 @@ func namespaces() map[uint32]string {
 // sockets with it.
 var errGone = errors.New("network namespace is gone")
 
-// within runs f on a thread that is in the network namespace with this inode.
-// The error is errGone when path leads there no more.
-func within(path string, inode uint32, f func() error) error {
-	file, err := os.Open(path)
-	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return errGone
+// open opens a path that leads to the network namespace with this inode. The
+// error is errGone when none does any more.
+func open(paths []string, inode uint32) (*os.File, error) {
+	for _, path := range paths {
+		file, err := os.Open(path)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue
 		}
-		return fmt.Errorf("open network namespace: %w", err)
+		if err != nil {
+			return nil, fmt.Errorf("open network namespace: %w", err)
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(int(file.Fd()), &st); err == nil && uint32(st.Ino) == inode {
+			return file, nil
+		}
+		_ = file.Close() // a process ID that has been used again
 	}
-	defer file.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
-		return fmt.Errorf("network namespace %s: %w", path, err)
-	}
-	if uint32(st.Ino) != inode {
-		return errGone // the process ID has been used again
-	}
+	return nil, errGone
+}
+
+// within runs f on a thread of its own in the network namespace, which it closes
+// when f has returned.
+func within(namespace *os.File, f func() error) error {
+	defer namespace.Close()
 	done := make(chan error)
 	go func() {
 		// Never unlocked: the thread ends with this goroutine instead of coming
 		// back to others in a strange namespace.
 		runtime.LockOSThread()
-		if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter network namespace %s: %w", path, err)
+		if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter network namespace %s: %w", namespace.Name(), err)
 			return
 		}
 		done <- f()

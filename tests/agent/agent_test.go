@@ -6,12 +6,15 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
@@ -197,7 +200,7 @@ func TestFullMapHurtsOnlyTheServiceThatDoesNotFit(t *testing.T) {
 		}
 		return nil
 	})
-	if !strings.Contains(agent.Logs(), "programmed again") {
+	if !strings.Contains(agent.Logs(), "has no problem any more") {
 		t.Error("the log does not tell of the recovery")
 	}
 }
@@ -306,4 +309,120 @@ func TestUDPSocketConnectedBeforeTheServiceReachesABackend(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A Service that waits for room gets it soon, however much else changes.
+func TestFullMapIsRetriedWhileOthersChange(t *testing.T) {
+	c := newCluster(t)
+	c.backend(11)
+	c.backend(12)
+	c.service("a", 1, 11)
+	c.service("b", 2, 11)
+	c.start("--max-frontends=6")
+	c.answers(vip(1, 80), 11)
+	c.service("c", 3, 11)
+	stop := make(chan struct{})
+	changing := make(chan struct{})
+	go func() {
+		defer close(changing)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(200 * time.Millisecond):
+				c.service("a", 1, 11+i%2)
+			}
+		}
+	}()
+	defer func() { close(stop); <-changing }()
+	c.write("b.yaml", "")
+	c.answers(vip(3, 80), 11)
+}
+
+// Service IDs of Services that are gone can be had again.
+func TestServiceIDsAreUsedAgain(t *testing.T) {
+	c := newCluster(t)
+	c.backend(11)
+	c.start("--max-services=7")
+	for i := range 12 {
+		c.service(fmt.Sprintf("s%d", i), 1+i, 11)
+		c.answers(vip(1+i, 80), 11)
+		c.write(fmt.Sprintf("s%d.yaml", i), "")
+	}
+}
+
+func TestDamageIsRepairedAndCounted(t *testing.T) {
+	c := newCluster(t)
+	c.backend(11)
+	c.service("web", 10, 11)
+	agent := c.start("--repair-interval=200ms", "--max-frontends=6")
+	c.answers(vip(10, 80), 11)
+	c.service("other", 11, 11)
+	c.answers(vip(11, 80), 11)
+	c.service("more", 12, 11) // does not fit, which is no damage
+	full := metric(t, agent, "kubeproxy_sync_full_proxy_rules_duration_seconds_count")
+	testutil.Eventually(t, 10*time.Second, "some repair passes", func() error {
+		if n := metric(t, agent, "kubeproxy_sync_full_proxy_rules_duration_seconds_count"); n < full+3 {
+			return fmt.Errorf("%v passes", n)
+		}
+		return nil
+	})
+	if n := metric(t, agent, "fairlead_repaired_rows_total"); n != 0 {
+		t.Errorf("%v rows were repaired though nothing was damaged", n)
+	}
+
+	c.write("more.yaml", "") // or it takes the room of the row that is deleted
+	testutil.Eventually(t, 10*time.Second, "nothing fails", func() error {
+		if n := metric(t, agent, "fairlead_services_failed"); n != 0 {
+			return fmt.Errorf("fairlead_services_failed is %v", n)
+		}
+		return nil
+	})
+	damage, err := ebpf.LoadPinnedMap(filepath.Join(c.bpfRoot, "v1", "maps", "frontends"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer damage.Close()
+	key := make([]byte, damage.KeySize())
+	if err := damage.NextKey(nil, key); err != nil {
+		t.Fatal(err)
+	}
+	if err := damage.Delete(key); err != nil {
+		t.Fatal(err)
+	}
+	testutil.Eventually(t, 10*time.Second, "the row is back and counted", func() error {
+		if n := metric(t, agent, "fairlead_repaired_rows_total"); n != 1 {
+			return fmt.Errorf("fairlead_repaired_rows_total is %v, want 1", n)
+		}
+		return damage.Lookup(key, make([]byte, damage.ValueSize()))
+	})
+	c.answers(vip(10, 80), 11)
+	c.answers(vip(11, 80), 11)
+}
+
+func TestAgentRefusesWhatCannotWork(t *testing.T) {
+	c := newCluster(t)
+	for flag, want := range map[string]string{
+		"--healthz-bind-address=nonsense":    "not an address and a port",
+		"--metrics-bind-address=127.0.0.1:0": "port \"0\"",
+		"--metrics-bind-address=here:80":     "not an IP address",
+		"--repair-interval=0":                "not above zero",
+		"--api-server=https://192.0.2.1":     "are for --source=kubernetes",
+		"--log-level=loud":                   "none of debug",
+		"--max-slots=1":                      "not between",
+	} {
+		options := c.options(flag)
+		options.Unready = true
+		a := testutil.StartAgent(t, options)
+		if err := a.Wait(); err == nil {
+			t.Errorf("%s: the agent ended well", flag)
+		}
+		if log := a.Logs(); strings.Count(log, "\n") != 1 || !strings.Contains(log, want) {
+			t.Errorf("%s: %q, want one line that says %q", flag, log, want)
+		}
+	}
+	// Tab completion leaves a slash behind a directory.
+	c.service("web", 10)
+	c.bpfRoot += "/"
+	c.start()
 }

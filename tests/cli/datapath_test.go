@@ -160,7 +160,7 @@ func TestStatusFollowsTheAgent(t *testing.T) {
 	n.program(t)
 	n.setState(t, time.Now())
 	n.wantStatus(t, "", nil, `^agent +running, version v0-test, pid \d+, started \d+s ago$`, `^last sync +\d+s ago$`,
-		`^services +2 programmed, 1 with a problem`, `^kernel +Linux \S+$`, `^ +stale UDP sockets: `, `^ +waiting for readers: `)
+		`^services +2 programmed, 1 with a problem`, `^kernel +Linux \S+$`, `^ +stale UDP sockets: `)
 	n.wantStatus(t, "", []string{"--cgroup-root=" + n.cgroup.Path}, `^cgroup +`+regexp.QuoteMeta(n.cgroup.Path))
 	n.wantStatus(t, `all hooks: on cgroup \d+ instead of \d+\n$`,
 		[]string{"--cgroup-root=" + filepath.Dir(n.cgroup.Path)})

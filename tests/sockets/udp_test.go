@@ -131,22 +131,44 @@ func TestOneSocketOfSeveralServices(t *testing.T) {
 			}
 		})
 
-		t.Run("the backend of a connection counts, too", func(t *testing.T) {
+		t.Run("a connection that has ended changes no answer", func(t *testing.T) {
 			if k == kinds[1] {
 				t.Skip("the kernel lets an IPv6 socket receive from its former peer alone, also after a connect to AF_UNSPEC")
 			}
-			one, two := w.service(t, lb.UDP, backends...), w.service(t, lb.UDP, backends...)
+			one, two := w.service(t, lb.UDP, "a:8080"), w.service(t, lb.UDP, "a:8080")
+			c := openUDP(t, w.client, k)
+			must(t, c.connect(one.dial(k)))
+			_, from := c.askPeer()
+			wantAddr(t, "the answer's address", from, one.dial(k))
+			must(t, c.disconnect())
+			_, from = c.ask(two.dial(k))
+			wantAddr(t, "the answer's address", from, two.dial(k))
+		})
+
+		t.Run("two that share their only backend are told apart by who was asked last", func(t *testing.T) {
+			one, two := w.service(t, lb.UDP, "a:8080"), w.service(t, lb.UDP, "a:8080")
+			c := openUDP(t, w.client, k)
+			for range 5 {
+				for _, s := range []*service{one, two} {
+					_, from := c.ask(s.dial(k))
+					wantAddr(t, "the answer's address", from, s.dial(k))
+				}
+			}
+		})
+
+		t.Run("a connected socket that names the VIP as well stays with its backend", func(t *testing.T) {
+			s := w.service(t, lb.UDP, backends...)
 			for range 20 {
 				c := openUDP(t, w.client, k)
-				must(t, c.connect(one.dial(k)))
-				first, from := c.askPeer()
-				wantAddr(t, "the answer's address", from, one.dial(k))
-				must(t, c.disconnect())
-				second, from := c.ask(two.dial(k))
-				if first == second {
-					t.Fatalf("%s answers for both", first)
+				must(t, c.connect(s.dial(k)))
+				first, _ := c.askPeer()
+				// Any other backend's answer would not be let in.
+				wantAnswer(t, "with the address", c, s, first)
+				again, from := c.askPeer()
+				if again != first {
+					t.Fatalf("answered by %s, then by %s", first, again)
 				}
-				wantAddr(t, "the answer's address", from, two.dial(k))
+				wantAddr(t, "the answer's address", from, s.dial(k))
 			}
 		})
 	})
