@@ -10,7 +10,7 @@ GO_TEST := $(STRICT) go test -count=1
 # What has goroutines and no datapath in it: runs with the race detector, which
 # needs a C compiler.
 CONCURRENT := ./internal/agent/... ./internal/health/... ./internal/lb/... \
-	./internal/metrics/... ./internal/reconciler/... ./internal/reflector/...
+	./internal/metrics/... ./internal/reconciler/... ./internal/reflector/... ./internal/sockets/...
 
 MODULES := . tests/controlplane tests/tools
 

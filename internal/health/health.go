@@ -82,6 +82,13 @@ func (t *Tracker) state() (b body, synced bool) {
 	}, t.synced
 }
 
+// Healthy tells whether no change waits for too long. It does not ask whether
+// anything has been applied yet.
+func (t *Tracker) Healthy() bool {
+	b, _ := t.state()
+	return b.Healthy
+}
+
 // Healthz answers 200 while the tables are kept up to date, 503 otherwise and
 // before the first sync is in the kernel.
 func (t *Tracker) Healthz(w http.ResponseWriter, _ *http.Request) {
