@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -108,7 +109,8 @@ func TestGather(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			a, events := idle(), make(chan reflector.Event, 8)
 			done := make(chan struct{})
-			go func() {
+			var sender sync.WaitGroup
+			sender.Go(func() {
 				for {
 					select {
 					case events <- event:
@@ -117,12 +119,14 @@ func TestGather(t *testing.T) {
 						return
 					}
 				}
-			}()
+			})
 			a.lastApply = time.Now()
 			start := time.Now()
 			a.gather(t.Context(), events)
+			waited := time.Since(start)
 			close(done)
-			if waited := time.Since(start); waited != gatherFor {
+			sender.Wait()
+			if waited != gatherFor {
 				t.Errorf("waited %v, want %v", waited, gatherFor)
 			}
 		})

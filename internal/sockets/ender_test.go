@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -174,6 +176,16 @@ func TestNamespacesAreFoundAndEntered(t *testing.T) {
 	never := func() error { return errors.New("was run") }
 	if err := enter(paths, inode+1, never); !errors.Is(err, errGone) {
 		t.Errorf("paths that lead to other namespaces: %v, want errGone", err)
+	}
+	// What is left of a namespace that was bound here, or is going to be.
+	file := filepath.Join(t.TempDir(), "file")
+	must(t, os.WriteFile(file, nil, 0o600))
+	must(t, unix.Stat(file, &st))
+	if err := enter([]string{file}, uint32(st.Ino), never); !errors.Is(err, errGone) {
+		t.Errorf("a plain file: %v, want errGone", err)
+	}
+	if found := namespaces([]string{file}); len(found) != 0 {
+		t.Errorf("a plain file is taken for a namespace: %v", found)
 	}
 	failure := errors.New("failed inside")
 	if err := enter(paths, inode, func() error { return failure }); !errors.Is(err, failure) {

@@ -30,6 +30,10 @@ var threads = []string{"/proc/[0-9]*/task/*/ns/net"}
 // Processes come and go, so one path may be dead when it is used.
 func namespaces(patterns []string) map[uint32][]string {
 	out := map[uint32][]string{}
+	device, ok := namespaceDevice()
+	if !ok {
+		return out
+	}
 	for _, pattern := range patterns {
 		paths, err := filepath.Glob(pattern)
 		if err != nil {
@@ -37,12 +41,21 @@ func namespaces(patterns []string) map[uint32][]string {
 		}
 		for _, path := range paths {
 			var st unix.Stat_t
-			if unix.Stat(path, &st) == nil {
+			if unix.Stat(path, &st) == nil && st.Dev == device {
 				out[uint32(st.Ino)] = append(out[uint32(st.Ino)], path)
 			}
 		}
 	}
 	return out
+}
+
+// namespaceDevice returns the device of all namespaces. A file that a namespace
+// is to be bound to, or was until a moment ago, is on another one, and its inode
+// means something else.
+func namespaceDevice() (device uint64, ok bool) {
+	var st unix.Stat_t
+	err := unix.Stat("/proc/self/ns/net", &st)
+	return st.Dev, err == nil
 }
 
 // errGone says that a namespace ended before it could be entered, and its
@@ -61,10 +74,11 @@ func open(paths []string, inode uint32) (*os.File, error) {
 			return nil, fmt.Errorf("open network namespace: %w", err)
 		}
 		var st unix.Stat_t
-		if err := unix.Fstat(int(file.Fd()), &st); err == nil && uint32(st.Ino) == inode {
+		err = unix.Fstat(int(file.Fd()), &st)
+		if device, ok := namespaceDevice(); err == nil && ok && st.Dev == device && uint32(st.Ino) == inode {
 			return file, nil
 		}
-		_ = file.Close() // a process ID that has been used again
+		_ = file.Close() // a process ID or a name that has been used again
 	}
 	return nil, errGone
 }
