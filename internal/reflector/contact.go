@@ -21,7 +21,6 @@ type contact struct {
 	log      *zap.Logger
 	server   string
 	resource string
-	tell     func(resource string, err error) // nil when nobody wants to know
 
 	mu    sync.Mutex
 	since time.Time // of the first failure; zero while the server answers
@@ -32,9 +31,6 @@ type contact struct {
 func (c *contact) outcome(ctx context.Context, err error) {
 	if ctx.Err() != nil || isProtocol(err) {
 		return
-	}
-	if c.tell != nil {
-		c.tell(c.resource, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

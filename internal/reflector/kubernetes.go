@@ -39,10 +39,6 @@ type KubernetesOptions struct {
 	// Version is ours; the server sees it in the user agent.
 	Version string
 	Log     *zap.Logger
-	// Contact, when not nil, is told the outcome of every list and of every
-	// start of a watch: nil or why it failed. It is called from more than one
-	// goroutine.
-	Contact func(resource string, err error)
 }
 
 // kubernetes is the source that watches an API server.
@@ -130,7 +126,6 @@ func (k *kubernetes) reflect(ctx context.Context, r resource, events chan<- Even
 		log:      k.options.Log,
 		server:   k.server.config.Host,
 		resource: r.name,
-		tell:     k.options.Contact,
 	}
 	s := &store{
 		ctx:     ctx,
