@@ -165,6 +165,8 @@ static __always_inline bool udp_answer(struct bpf_sock_addr *ctx, struct request
 	struct origin *origin;
 
 	origin = ctx->sk ? bpf_sk_storage_get(&origins, ctx->sk, NULL, 0) : NULL;
+	if (!origin && !overflow_in_use())
+		return false;
 	return connected ? origin_peer(origin, ctx, req)
 			 : origin_recall(origin, ctx, req, now_sec());
 }
