@@ -238,8 +238,8 @@ func (t *Tables) remove(table string, subject any, key any) error {
 }
 
 // Load reads all rows. Slots are read where a service's range leads, services
-// where a name or a frontend does or the word is not zero. It can be called
-// while another process writes; rows may then be from before or after.
+// where a name does or the word is not zero. It can be called while another
+// process writes; rows may then be from before or after.
 func (t *Tables) Load() (lb.Tables, error) {
 	out := lb.NewTables()
 	err := errors.Join(

@@ -21,15 +21,17 @@ type Metrics struct {
 	registry *prometheus.Registry
 
 	// As kube-proxy has them.
-	SyncDuration      prometheus.Histogram // seconds from the first event of a batch to the last write
-	SyncTimestamp     prometheus.Gauge     // Unix time of the last apply
-	QueuedTimestamp   prometheus.Gauge     // Unix time a change last arrived
-	ServiceChanges    prometheus.Counter
-	EndpointChanges   prometheus.Counter
-	FullSyncDuration  prometheus.Histogram // seconds
-	FailedServices    prometheus.Gauge     // Services that are not in the kernel as they should be
-	RepairedRows      prometheus.Counter   // rows a repair pass had to mend
-	Warnings          prometheus.Counter   // objects or fields left out because they are invalid
+	SyncDuration     prometheus.Histogram // seconds from the first event of a batch to the last write
+	SyncTimestamp    prometheus.Gauge     // Unix time of the last apply
+	QueuedTimestamp  prometheus.Gauge     // Unix time a change last arrived
+	ServiceChanges   prometheus.Counter
+	EndpointChanges  prometheus.Counter
+	FullSyncDuration prometheus.Histogram // seconds
+
+	// Ours.
+	FailedServices    prometheus.Gauge   // Services that are not in the kernel as they should be
+	RepairedRows      prometheus.Counter // rows a repair pass found missing or wrong
+	Warnings          prometheus.Counter // objects or fields left out because they are invalid
 	SocketsEnded      *prometheus.CounterVec
 	SocketWalksFailed prometheus.Counter
 }

@@ -140,5 +140,8 @@ func cause(err error) error {
 // oneLine is an error whose text has its line breaks removed.
 type oneLine struct{ error }
 
+// Error returns the message with all white space folded to single blanks.
 func (e oneLine) Error() string { return strings.Join(strings.Fields(e.error.Error()), " ") }
+
+// Unwrap returns the error itself.
 func (e oneLine) Unwrap() error { return e.error }

@@ -215,12 +215,14 @@ type logBuffer struct {
 	buf bytes.Buffer
 }
 
+// Write implements io.Writer.
 func (b *logBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.Write(p)
 }
 
+// String returns what was written so far.
 func (b *logBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

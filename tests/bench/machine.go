@@ -46,6 +46,7 @@ func thisMachine() machine {
 	return m
 }
 
+// String returns the machine and the versions in one line.
 func (m machine) String() string {
 	s := fmt.Sprintf("Linux %s, %d CPUs (%s), %s", m.Kernel, m.CPUs, m.CPU, m.Go)
 	for path, version := range m.Libraries {
