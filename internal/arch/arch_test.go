@@ -31,6 +31,8 @@ var ours = map[string][]string{
 	"internal/reconciler": {"internal/lb"},
 	"internal/datapath":   {"internal/lb", "internal/logfield"},
 	"internal/attach":     {},
+	"internal/config":     {},
+	"internal/conntrack":  {},
 	"internal/sockets":    {"internal/lb", "internal/datapath"},
 	"internal/inspect":    {"internal/lb", "internal/datapath"},
 	"internal/health":     {"internal/lb", "internal/logfield"},
@@ -46,7 +48,9 @@ var ours = map[string][]string{
 // libraries says who may import what lies outside the module; the other
 // packages may not. A path stands for the packages below it as well.
 var libraries = map[string][]string{
-	"k8s.io": {"internal/reflector", "internal/testutil", "internal/testutil/controlplane"},
+	"k8s.io": {"internal/config", "internal/reflector", "internal/testutil", "internal/testutil/controlplane"},
+	// Everything that speaks to an API server.
+	"k8s.io/client-go": {"internal/reflector", "internal/testutil", "internal/testutil/controlplane"},
 
 	"github.com/vishvananda/netlink": {
 		"internal/attach", "internal/sockets", "internal/sandbox", "internal/testutil",

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// settle is how long changes are gathered after the first of a burst, and
+	// the pause before a socket that failed is replaced.
+	settle = 50 * time.Millisecond
+	// relistInterval is how long a change can stay unseen of which the kernel
+	// told nobody.
+	relistInterval = 30 * time.Second
+	// listAttempts bounds how often a list is asked for again because
+	// addresses changed while the kernel wrote it.
+	listAttempts = 10
+)
+
+// WatchAddresses calls report with the addresses of a network namespace, once
+// at the start and then within a second of each change to their set, until ctx
+// ends; it then returns nil. A burst of changes can be one report. The set is
+// sorted, has every address once, and holds what kube-proxy counts as the
+// node's, on whatever device and in whatever state that is: IPv4 (4 bytes) and
+// IPv6 addresses, tentative ones too. It does not hold
+//   - 127.0.0.0/8 and ::1; other addresses of a loopback device are in it
+//   - IPv6 link-local addresses, which mean nothing without a device
+//   - multicast addresses
+//   - IPv6 addresses of which duplicate address detection has found that
+//     another machine has them
+//
+// report is called on the caller's goroutine and may keep the slice, but not
+// change it.
+//
+// The namespace is that of the calling thread: its sockets are opened here,
+// also later, when the kernel has lost messages for one. A goroutine that is
+// not in the namespace of the process must be locked to its thread.
+//
+// An error means that addresses could not be listed or subscribed to. What was
+// reported may be outdated from then on; call again, and the first report is
+// the whole set as it is then.
+func WatchAddresses(ctx context.Context, report func([]netip.Addr)) error {
+	w := addressWatch{subscribe: subscribeAddresses, relist: relistInterval, report: report}
+	return w.run(ctx)
+}
+
+// addressWatch is one call of WatchAddresses.
+type addressWatch struct {
+	subscribe func() (*nl.NetlinkSocket, error)
+	relist    time.Duration // how long to wait for a message
+	report    func([]netip.Addr)
+
+	known bool         // something has been reported
+	last  []netip.Addr // what that was
+}
+
+func (w *addressWatch) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		// Subscribe first, then list: what changes in between is in the list, in
+		// the socket or in both.
+		socket, err := w.subscribe()
+		if err != nil {
+			return fmt.Errorf("subscribe to addresses: %w", err)
+		}
+		if err := w.follow(ctx, socket); err != nil {
+			return err
+		}
+		pause(ctx, settle)
+	}
+	return nil
+}
+
+// follow lists the addresses, and again after every change, until the socket
+// fails or ctx ends, and closes the socket. Only a failed list is an error.
+func (w *addressWatch) follow(ctx context.Context, socket *nl.NetlinkSocket) error {
+	defer socket.Close()
+	defer context.AfterFunc(ctx, socket.Close)()
+	for {
+		if err := w.update(); err != nil {
+			return err
+		}
+		// An overrun (ENOBUFS) ends the socket too, although it could be read
+		// on: until its queue is empty the kernel drops messages without
+		// another error, so a list taken before that could miss a change.
+		if err := w.wait(socket); err != nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// wait returns nil when addresses have changed and settled, or when it is time
+// to list them anyway, and an error when the socket is of no more use.
+func (w *addressWatch) wait(socket *nl.NetlinkSocket) error {
+	changed, err := receive(socket, w.relist)
+	if err != nil || !changed {
+		return err
+	}
+	end := time.Now().Add(settle)
+	for left := settle; left > 0; left = time.Until(end) {
+		if _, err := receive(socket, left); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// receive tells whether a message arrived before the timeout. What it says does
+// not matter: the list has it.
+func receive(socket *nl.NetlinkSocket, timeout time.Duration) (bool, error) {
+	// Zero would be no timeout.
+	limit := unix.NsecToTimeval(max(timeout, time.Millisecond).Nanoseconds())
+	if err := socket.SetReceiveTimeout(&limit); err != nil {
+		return false, err
+	}
+	_, _, err := socket.Receive()
+	if errors.Is(err, unix.EAGAIN) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// update lists the addresses and reports them if they are not what was last
+// reported.
+func (w *addressWatch) update() error {
+	addrs, err := listAddresses()
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	if w.known && slices.Equal(addrs, w.last) {
+		return nil
+	}
+	w.known, w.last = true, addrs
+	w.report(addrs)
+	return nil
+}
+
+// subscribeAddresses returns a socket on which the kernel tells of every change
+// to an address in the calling thread's network namespace.
+func subscribeAddresses() (*nl.NetlinkSocket, error) {
+	return nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
+}
+
+// listAddresses returns the set that WatchAddresses describes.
+func listAddresses() ([]netip.Addr, error) {
+	found, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	for attempt := 1; errors.Is(err, netlink.ErrDumpInterrupted) && attempt < listAttempts; attempt++ {
+		found, err = netlink.AddrList(nil, netlink.FAMILY_ALL)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Addr
+	for _, a := range found {
+		if addr, ok := nodeAddress(a); ok {
+			out = append(out, addr)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out), nil
+}
+
+// nodeAddress returns the address if WatchAddresses reports it.
+func nodeAddress(a netlink.Addr) (addr netip.Addr, ok bool) {
+	if a.IPNet == nil || a.Flags&unix.IFA_F_DADFAILED != 0 {
+		return netip.Addr{}, false
+	}
+	addr, ok = netip.AddrFromSlice(a.IP)
+	addr = addr.Unmap()
+	// IPv4 link-local addresses need no device to mean something; DNS caches on
+	// the node listen on them.
+	ok = ok && (addr.IsGlobalUnicast() || addr.Is4() && addr.IsLinkLocalUnicast())
+	return addr, ok
+}
+
+// pause waits, but not beyond the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// NetnsCookie returns the number by which BPF programs know the network
+// namespace of the calling thread. It needs Linux 5.14.
+func NetnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("open socket for network namespace cookie: %w", err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		err = fmt.Errorf("%w (needs Linux 5.14)", err)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read network namespace cookie: %w", err)
+	}
+	return cookie, nil
+}
