@@ -15,3 +15,6 @@ const volatile __u32 peers_mask = 0xffff;
 
 /* Inode of the cgroup the hooks are on. Sockets made elsewhere are not ours. */
 const volatile __u64 cgroup_id = 0;
+
+/* Cookie of the node's network namespace: its processes are not a pod. */
+const volatile __u64 host_netns_cookie = 0;

@@ -107,86 +107,75 @@ static __always_inline bool is_connected(struct bpf_sock_addr *ctx)
  * which source address they would use (RFC 6724), and an error would change the
  * order of the addresses they return.
  */
-static __always_inline enum verdict sock_connect(struct bpf_sock_addr *ctx, struct request *req,
-						 bool *refuse)
+static __always_inline enum verdict sock_connect(struct bpf_sock_addr *ctx, enum sock_hook hook,
+						 struct request *req)
 {
-	enum verdict verdict;
-
-	if (!is_tcp(ctx))
-		return udp_connect(ctx, req);
-	verdict = tcp_connect(ctx, req);
-	*refuse = verdict == VERDICT_NO_BACKEND || verdict == VERDICT_NO_PORT;
-	return verdict;
+	if (is_tcp(ctx))
+		return tcp_connect(ctx, hook, req);
+	return udp_connect(ctx, hook, req) == VERDICT_TRANSLATE ? VERDICT_TRANSLATE
+								: VERDICT_PASS;
 }
 
 SEC("cgroup/connect4")
 int sock_connect4(struct bpf_sock_addr *ctx)
 {
 	struct request req = {};
-	bool refuse = false;
+	enum verdict verdict;
 
 	if (!is_tcp(ctx) && !is_udp(ctx))
 		return SOCK_PROCEED;
 	request_from_v4(&req, ctx);
-	if (sock_connect(ctx, &req, &refuse) == VERDICT_TRANSLATE)
+	verdict = sock_connect(ctx, HOOK_CONNECT4, &req);
+	if (verdict == VERDICT_TRANSLATE)
 		request_to_v4(&req, ctx);
-	return refuse ? sock_refuse() : SOCK_PROCEED;
+	return sock_result(verdict);
 }
 
 SEC("cgroup/connect6")
 int sock_connect6(struct bpf_sock_addr *ctx)
 {
 	struct request req = {};
-	bool refuse = false;
+	enum verdict verdict;
 
 	if (!is_tcp(ctx) && !is_udp(ctx))
 		return SOCK_PROCEED;
 	request_from_v6(&req, ctx);
-	if (sock_connect(ctx, &req, &refuse) == VERDICT_TRANSLATE)
+	verdict = sock_connect(ctx, HOOK_CONNECT6, &req);
+	if (verdict == VERDICT_TRANSLATE)
 		request_to_v6(&req, ctx);
-	return refuse ? sock_refuse() : SOCK_PROCEED;
+	return sock_result(verdict);
 }
 
 SEC("cgroup/sendmsg4")
 int sock_sendmsg4(struct bpf_sock_addr *ctx)
 {
 	struct request req = {}, peer = {};
+	enum verdict verdict;
 
 	if (!is_udp(ctx))
 		return SOCK_PROCEED;
 	request_from_v4(&req, ctx);
 	peer_from_v4(&peer, ctx);
-	switch (udp_send(ctx, &req, &peer)) {
-	case VERDICT_NO_BACKEND:
-	case VERDICT_NO_PORT:
-		return sock_refuse();
-	case VERDICT_TRANSLATE:
+	verdict = udp_send(ctx, HOOK_SENDMSG4, &req, &peer);
+	if (verdict == VERDICT_TRANSLATE)
 		request_to_v4(&req, ctx);
-		return SOCK_PROCEED;
-	default:
-		return SOCK_PROCEED;
-	}
+	return sock_result(verdict);
 }
 
 SEC("cgroup/sendmsg6")
 int sock_sendmsg6(struct bpf_sock_addr *ctx)
 {
 	struct request req = {}, peer = {};
+	enum verdict verdict;
 
 	if (!is_udp(ctx))
 		return SOCK_PROCEED;
 	request_from_v6(&req, ctx);
 	peer_from_v6(&peer, ctx);
-	switch (udp_send(ctx, &req, &peer)) {
-	case VERDICT_NO_BACKEND:
-	case VERDICT_NO_PORT:
-		return sock_refuse();
-	case VERDICT_TRANSLATE:
+	verdict = udp_send(ctx, HOOK_SENDMSG6, &req, &peer);
+	if (verdict == VERDICT_TRANSLATE)
 		request_to_v6(&req, ctx);
-		return SOCK_PROCEED;
-	default:
-		return SOCK_PROCEED;
-	}
+	return sock_result(verdict);
 }
 
 SEC("cgroup/recvmsg4")

@@ -1,19 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Finding and ending UDP sockets whose backend is gone. The types are the
- * kernel's own, cut down to the fields that are read; the loader finds their
- * places in the running kernel (CO-RE).
+ * Finding and ending UDP sockets whose backend is gone.
  */
 #pragma once
 
 #include <stdbool.h>
 
-#include <bpf/bpf_core_read.h>
-
+#include "config.h"
+#include "kernel.h"
 #include "origins.h"
-
-#define AF_INET 2
-#define AF_INET6 10
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -21,56 +16,6 @@ struct seq_file;
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
-};
-
-struct ns_common {
-	unsigned int inum;
-};
-
-struct net {
-	struct ns_common ns;
-};
-
-typedef struct {
-	struct net *net;
-} possible_net_t;
-
-struct in6_addr_bytes {
-	__u8 b[16];
-};
-
-struct sock_common {
-	__be32 skc_daddr;
-	__be32 skc_rcv_saddr;
-	__be16 skc_dport;
-	__u16 skc_num;
-	unsigned short skc_family;
-	int skc_bound_dev_if;
-	possible_net_t skc_net;
-	struct in6_addr_bytes skc_v6_daddr;
-	struct in6_addr_bytes skc_v6_rcv_saddr;
-	struct {
-		long long counter;
-	} skc_cookie;
-};
-
-struct kernfs_node {
-	__u64 id;
-};
-
-struct cgroup {
-	int level;
-	struct kernfs_node *kn;
-	struct cgroup *ancestors[];
-};
-
-struct sock_cgroup_data {
-	struct cgroup *cgroup;
-};
-
-struct sock {
-	struct sock_common __sk_common;
-	struct sock_cgroup_data sk_cgrp_data;
 };
 
 struct udp_sock;
@@ -143,7 +88,8 @@ static __always_inline bool udp_backend_gone(struct origin *origin,
 	else if (overflow_in_use())
 		found = overflow_find(rec->cookie, OVERFLOW_BY_BACKEND, &rec->remote,
 				      rec->remote_port, now_sec(), &entry);
-	return found && !lb_is_member(entry.service_id, &entry.backend, entry.backend_port);
+	return found &&
+	       !lb_is_member(entry.service_id, &entry.backend, entry.backend_port, USE_SERVING);
 }
 
 /* How deep cgroups can be before we take a socket for somebody else's. */
@@ -167,9 +113,23 @@ static __always_inline bool sock_is_ours(struct sock *sk)
 	return false;
 }
 
+/* May the socket's owner use a frontend that asks? Its local address is known by
+ * now; whether it was bound to that is not.
+ */
+static __always_inline bool udp_allowed(struct sock *sk, const struct udp_record *rec,
+					const struct target *target)
+{
+	if (lb_is_source(target->service_id, &rec->local))
+		return true;
+	return target->options & OPTION_NODE_ALLOWED &&
+	       sk->__sk_common.skc_net.net->net_cookie == host_netns_cookie;
+}
+
 /*
  * Is the socket connected to a VIP itself, because nothing was behind it when
- * it connected, and does the VIP lead to a backend at this moment?
+ * it connected, and does the VIP lead to a backend at this moment? A NodePort at
+ * a loopback address does not count: nobody can be asked here whether the socket
+ * talks to one that listens there, and where nobody does, it hears that.
  */
 static __always_inline bool udp_backend_came(struct sock *sk, const struct udp_record *rec)
 {
@@ -178,12 +138,18 @@ static __always_inline bool udp_backend_came(struct sock *sk, const struct udp_r
 		.port = rec->remote_port,
 		.proto = IPPROTO_UDP,
 	};
+	struct target target = {};
 	struct frontend_key key;
-	struct target target;
 
-	frontend_key_fill(&key, &req.addr, req.port, req.proto);
-	return bpf_map_lookup_elem(&answered, &key) &&
-	       lb_find(&req, &target) == VERDICT_TRANSLATE && sock_is_ours(sk);
+	if (lb_find(&req, &target) != VERDICT_TRANSLATE || target.loopback)
+		return false;
+	if (target.kind == FRONTEND_NODE_PORT)
+		node_port_key_fill(&key, &req.addr, req.port, req.proto);
+	else
+		frontend_key_fill(&key, &req.addr, req.port, req.proto);
+	if (!bpf_map_lookup_elem(&answered, &key) || !sock_is_ours(sk))
+		return false;
+	return !target_restricted(&target) || udp_allowed(sk, rec, &target);
 }
 
 /*
@@ -206,7 +172,7 @@ static __always_inline void origin_record_fill(struct origin_record *rec, struct
 			continue;
 		rec->services[i] = entry->service_id;
 		if (!entry_backend_diff(entry, &who.remote, who.remote_port) &&
-		    !lb_is_member(entry->service_id, &who.remote, who.remote_port))
+		    !lb_is_member(entry->service_id, &who.remote, who.remote_port, USE_SERVING))
 			rec->stale = 1;
 	}
 #pragma unroll

@@ -156,7 +156,8 @@ static __always_inline bool origin_usable(const struct origin_entry *entry,
 		return false;
 	if (entry->generation == target->generation)
 		return true;
-	return lb_is_member(target->service_id, &entry->backend, entry->backend_port);
+	return lb_is_member(target->service_id, &entry->backend, entry->backend_port,
+			    USE_SERVING);
 }
 
 /* 1 when d is 0, else 0, without a branch. */

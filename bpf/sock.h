@@ -7,6 +7,8 @@
 
 #include <linux/errno.h>
 
+#include "affinity.h"
+#include "client.h"
 #include "origins.h"
 #include "peers.h"
 
@@ -16,22 +18,90 @@
 #define SOCK_REJECT 0
 #define SOCK_PROCEED 1
 
-static __always_inline int sock_refuse(void)
+/* What becomes of the system call. */
+static __always_inline int sock_result(enum verdict verdict)
 {
-	bpf_set_retval(-ECONNREFUSED);
-	return SOCK_REJECT;
+	switch (verdict) {
+	case VERDICT_NO_BACKEND:
+	case VERDICT_NO_PORT:
+		bpf_set_retval(-ECONNREFUSED);
+		return SOCK_REJECT;
+	case VERDICT_NO_LOCAL:
+	case VERDICT_DENIED:
+	case VERDICT_NO_SERVICE:
+		bpf_set_retval(-EHOSTUNREACH);
+		return SOCK_REJECT;
+	default:
+		return SOCK_PROCEED;
+	}
+}
+
+/* lb_find, for this client. */
+static __always_inline enum verdict sock_find(struct bpf_sock_addr *ctx, enum sock_hook hook,
+					      const struct request *req, struct target *target)
+{
+	enum verdict verdict = lb_find(req, target);
+
+	if (target->loopback && !loopback_leads(ctx, hook, req))
+		return VERDICT_PASS;
+	return verdict;
+}
+
+/* What a verdict becomes for a new connection: not every client may use every
+ * frontend, with or without backends.
+ */
+static __always_inline enum verdict sock_admit(struct bpf_sock_addr *ctx, enum sock_hook hook,
+					       const struct request *req,
+					       const struct target *target,
+					       enum verdict verdict)
+{
+	if (target_restricted(target) && !client_allowed(ctx, hook, req, target))
+		return VERDICT_DENIED;
+	return verdict;
+}
+
+/* The backend of a service with an affinity. */
+static __always_inline bool sock_affinity(struct bpf_sock_addr *ctx, enum sock_hook hook,
+					  const struct request *req, struct target *target,
+					  struct choice *choice)
+{
+	struct affinity_key key = {};
+	enum affinity_state state;
+	struct addr client = {};
+	__u32 now = now_sec();
+
+	key.netns = bpf_get_netns_cookie(ctx);
+	key.service_id = target->service_id;
+	state = affinity_recall(&key, target, now, choice);
+	if (state == AFFINITY_KEPT)
+		return true;
+	if (!client_address(ctx, hook, req, &client))
+		__builtin_memset(&client, 0, sizeof(client));
+	return affinity_settle(&key, state, &client, target, now, choice);
+}
+
+/* The backend of a new connection. */
+static __always_inline bool sock_choose(struct bpf_sock_addr *ctx, enum sock_hook hook,
+					const struct request *req, struct target *target,
+					struct choice *choice)
+{
+	if (target_affinity(target))
+		return sock_affinity(ctx, hook, req, target, choice);
+	return lb_backend(target, lb_pick(target), choice);
 }
 
 /* TCP connect. On VERDICT_TRANSLATE the request holds the backend. */
-static __always_inline enum verdict tcp_connect(struct bpf_sock_addr *ctx, struct request *req)
+static __always_inline enum verdict tcp_connect(struct bpf_sock_addr *ctx, enum sock_hook hook,
+						struct request *req)
 {
 	struct choice choice = {};
 	struct target target = {};
 	enum verdict verdict;
 
-	verdict = lb_find(req, &target);
+	verdict = sock_find(ctx, hook, req, &target);
+	verdict = sock_admit(ctx, hook, req, &target, verdict);
 	if (verdict == VERDICT_TRANSLATE) {
-		if (lb_backend(&target, lb_pick(&target), &choice)) {
+		if (sock_choose(ctx, hook, req, &target, &choice)) {
 			peer_remember(bpf_get_socket_cookie(ctx), req, &choice);
 			req->addr = choice.addr;
 			req->port = choice.port;
@@ -44,7 +114,8 @@ static __always_inline enum verdict tcp_connect(struct bpf_sock_addr *ctx, struc
 }
 
 /* UDP connect: a new choice each time, as for a new flow. */
-static __always_inline enum verdict udp_connect(struct bpf_sock_addr *ctx, struct request *req)
+static __always_inline enum verdict udp_connect(struct bpf_sock_addr *ctx, enum sock_hook hook,
+						struct request *req)
 {
 	struct origin_entry entry = {};
 	struct target target = {};
@@ -53,8 +124,9 @@ static __always_inline enum verdict udp_connect(struct bpf_sock_addr *ctx, struc
 	struct origin *origin;
 
 	origin = ctx->sk ? bpf_sk_storage_get(&origins, ctx->sk, NULL, 0) : NULL;
-	verdict = lb_find(req, &target);
-	if (verdict == VERDICT_TRANSLATE && !lb_backend(&target, lb_pick(&target), &choice))
+	verdict = sock_find(ctx, hook, req, &target);
+	verdict = sock_admit(ctx, hook, req, &target, verdict);
+	if (verdict == VERDICT_TRANSLATE && !sock_choose(ctx, hook, req, &target, &choice))
 		verdict = VERDICT_NO_BACKEND;
 	count(COUNTER_CONNECT_UDP_PASS + verdict);
 	if (verdict != VERDICT_TRANSLATE) {
@@ -103,12 +175,25 @@ udp_send_connected(struct bpf_sock_addr *ctx, struct request *req, const struct 
 	return VERDICT_TRANSLATE;
 }
 
+/* The backend of a new flow of datagrams. An affinity comes before telling the
+ * answers for two VIPs apart.
+ */
+static __always_inline bool udp_choose(struct bpf_sock_addr *ctx, enum sock_hook hook,
+				       struct origin *origin, const struct request *req,
+				       struct target *target, struct choice *choice)
+{
+	if (target_affinity(target))
+		return sock_affinity(ctx, hook, req, target, choice);
+	return origin_choose(origin, req, target, choice);
+}
+
 /*
  * A datagram with an address of its own. peer is what the socket is connected
- * to, its port 0 when it is not.
+ * to, its port 0 when it is not. A socket that has a backend for the VIP goes on
+ * with it while it serves, whatever holds for new flows.
  */
-static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, struct request *req,
-					     const struct request *peer)
+static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, enum sock_hook hook,
+					     struct request *req, const struct request *peer)
 {
 	struct origin_entry found = {}, entry = {};
 	struct target target = {};
@@ -123,8 +208,8 @@ static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, struct r
 		if (verdict != VERDICT_NO_PORT)
 			return verdict;
 	}
-	verdict = lb_find(req, &target);
-	if (verdict != VERDICT_TRANSLATE && verdict != VERDICT_NO_BACKEND) {
+	verdict = sock_find(ctx, hook, req, &target);
+	if (verdict == VERDICT_PASS || !target.kind) {
 		count(COUNTER_SEND_UDP_PASS + verdict);
 		return verdict;
 	}
@@ -138,7 +223,9 @@ static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, struct r
 		req->port = found.backend_port;
 		return VERDICT_TRANSLATE;
 	}
-	if (verdict == VERDICT_TRANSLATE && !origin_choose(origin, req, &target, &choice))
+	verdict = sock_admit(ctx, hook, req, &target, verdict);
+	if (verdict == VERDICT_TRANSLATE &&
+	    !udp_choose(ctx, hook, origin, req, &target, &choice))
 		verdict = VERDICT_NO_BACKEND;
 	count(COUNTER_SEND_UDP_PASS + verdict);
 	if (verdict != VERDICT_TRANSLATE)

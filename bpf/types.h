@@ -33,9 +33,13 @@ _Static_assert(sizeof(struct frontend_key) == 24, "ABI");
 /* Which field of the Service a frontend comes from. */
 enum frontend_kind {
 	FRONTEND_CLUSTER_IP = 1,
+	FRONTEND_NODE_PORT = 2, /* the VIP is unspecified and stands for node_addresses */
+	FRONTEND_LOAD_BALANCER = 3,
+	FRONTEND_EXTERNAL_IP = 4,
+	FRONTEND_FOREIGN = 5, /* the wildcard of a ClusterIP that another proxy serves */
 };
 
-/* Belongs to no service: the wildcard of a ClusterIP leads here. */
+/* Belongs to no service: wildcards lead here. */
 #define NO_SERVICE 0
 
 struct frontend {
@@ -44,18 +48,43 @@ struct frontend {
 };
 _Static_assert(sizeof(struct frontend) == 8, "ABI");
 
+/* Which of a service's sets of backends a client gets. */
+enum side {
+	SIDE_CLUSTER_IP = 0, /* whoever dials a ClusterIP */
+	SIDE_INSIDE = 1,     /* pods and processes of this node, at all other frontends */
+	SIDE_OUTSIDE = 2,    /* everybody else, at all other frontends */
+};
+#define SIDES 3
+
 /*
- * The block of slots that holds a service's backends, in one word so that a
- * reader sees the old range or the new one and nothing between:
- * bits 0-23 first slot, 24-39 number of slots, 40-63 generation.
+ * For each side the block of slots that holds its set, in one word so that a
+ * reader sees the old range or the new one and nothing between: bits 0-23 first
+ * slot, 24-39 number of slots, 40-63 generation. Without slots the first one
+ * says why, see enum empty_range. Sides with equal sets share a block.
+ *
+ * options is another such word: bits 0-31 the affinity's timeout in seconds or
+ * 0, above them enum service_option.
  */
 struct service {
-	__u64 range;
+	__u64 range[SIDES];
+	__u64 options;
 };
-_Static_assert(sizeof(struct service) == 8, "ABI: the flip is one 64-bit store");
+_Static_assert(sizeof(struct service) == 32, "ABI: the flip is one 64-bit store");
 
 #define RANGE_BASE_BITS 24
 #define RANGE_COUNT_BITS 16
+
+enum empty_range {
+	EMPTY_NOWHERE = 0,   /* there is no usable backend */
+	EMPTY_ELSEWHERE = 1, /* there is none here, and a traffic policy says Local */
+};
+
+enum service_option {
+	/* Load-balancer IPs are for clients in source_ranges alone. */
+	OPTION_RESTRICTED = 1ULL << 32,
+	/* Processes on the node are among these. */
+	OPTION_NODE_ALLOWED = 1ULL << 33,
+};
 
 /* One backend of a block. */
 struct slot {
@@ -65,6 +94,12 @@ struct slot {
 };
 _Static_assert(sizeof(struct slot) == 24, "ABI: mapped arrays have a stride of 8");
 
+/* Who may go on using a backend that they remember. */
+enum member_use {
+	USE_SERVING = 0, /* UDP sockets: the backend serves, though it may be terminating */
+	USE_SIDE = 1,	 /* plus enum side. Affinities: it is in the set of that side */
+};
+
 /* A backend that those who remember it for this service may go on using. The
  * row's presence is its meaning, the value is always 1.
  */
@@ -72,9 +107,54 @@ struct member_key {
 	struct addr backend;
 	__u32 service_id;
 	__be16 port;
-	__u16 pad; /* zero */
+	__u8 use; /* enum member_use */
+	__u8 pad; /* zero */
 };
 _Static_assert(sizeof(struct member_key) == 24, "ABI");
+
+/* Who reaches NodePorts at an address of the node: the value of node_addresses,
+ * one byte.
+ */
+enum node_address {
+	NODE_ADDRESS_OPEN = 1,
+	/* Processes on the node, while no socket listens on the port itself. */
+	NODE_ADDRESS_LOOPBACK = 2,
+};
+
+/*
+ * Keys of the tries. prefixlen counts the bits that follow it, IPv4's from 96
+ * on. A value is always 1.
+ */
+struct cidr_key {
+	__u32 prefixlen;
+	struct addr addr;
+} __attribute__((packed, aligned(4)));
+_Static_assert(sizeof(struct cidr_key) == 20, "ABI");
+
+struct source_key {
+	__u32 prefixlen; /* 32 and that of the address */
+	__u32 service_id;
+	struct addr addr;
+};
+_Static_assert(sizeof(struct source_key) == 24, "ABI");
+
+/* A client with an affinity. Exactly one of netns and client is not zero. */
+struct affinity_key {
+	__u64 netns;	    /* cookie of the client's network namespace */
+	struct addr client; /* where the namespace cannot be seen */
+	__u32 service_id;
+	__u32 pad; /* zero */
+};
+_Static_assert(sizeof(struct affinity_key) == 32, "ABI");
+
+struct affinity {
+	struct addr backend;
+	struct addr client; /* for people: an address of the client, or zero */
+	__be16 port;
+	__u16 pad;
+	__u32 last_sec; /* last new connection, CLOCK_MONOTONIC seconds */
+};
+_Static_assert(sizeof(struct affinity) == 40, "ABI");
 
 /* What a UDP socket asked for and which backend it got. All zero when empty; no
  * frontend that translates has port 0.
@@ -85,10 +165,15 @@ struct origin_entry {
 	__be16 vip_port;
 	__be16 backend_port;
 	__u32 service_id;
-	__u32 generation; /* of the range the backend was chosen from */
+	__u32 generation; /* of the range it was chosen from, or RANGE_UNKNOWN */
 	__u32 last_sec;	  /* last send, CLOCK_MONOTONIC seconds */
 };
 _Static_assert(sizeof(struct origin_entry) == 48, "ABI");
+
+/* Generation of a backend that was not taken from a range: members decides. No
+ * range has it.
+ */
+#define RANGE_UNKNOWN (~0U)
 
 #define ORIGIN_CONNECTED 2
 #define ORIGIN_SENT 4
@@ -154,8 +239,11 @@ enum verdict {
 	VERDICT_TRANSLATE = 1,
 	VERDICT_NO_BACKEND = 2,
 	VERDICT_NO_PORT = 3,
+	VERDICT_NO_LOCAL = 4,
+	VERDICT_DENIED = 5,
+	VERDICT_NO_SERVICE = 6,
 };
-#define VERDICTS 4
+#define VERDICTS 7
 
 /*
  * One counter for every outcome. The first three groups are a hook's base plus
@@ -166,24 +254,37 @@ enum counter {
 	COUNTER_CONNECT_TCP_TRANSLATE,
 	COUNTER_CONNECT_TCP_NO_BACKEND,
 	COUNTER_CONNECT_TCP_NO_PORT,
+	COUNTER_CONNECT_TCP_NO_LOCAL,
+	COUNTER_CONNECT_TCP_DENIED,
+	COUNTER_CONNECT_TCP_NO_SERVICE,
 	COUNTER_CONNECT_UDP_PASS,
 	COUNTER_CONNECT_UDP_TRANSLATE,
 	COUNTER_CONNECT_UDP_NO_BACKEND,
 	COUNTER_CONNECT_UDP_NO_PORT,
+	COUNTER_CONNECT_UDP_NO_LOCAL,
+	COUNTER_CONNECT_UDP_DENIED,
+	COUNTER_CONNECT_UDP_NO_SERVICE,
 	COUNTER_SEND_UDP_PASS,
 	COUNTER_SEND_UDP_TRANSLATE,
 	COUNTER_SEND_UDP_NO_BACKEND,
 	COUNTER_SEND_UDP_NO_PORT,
+	COUNTER_SEND_UDP_NO_LOCAL,
+	COUNTER_SEND_UDP_DENIED,
+	COUNTER_SEND_UDP_NO_SERVICE,
 	COUNTER_SEND_UDP_KEPT,	 /* translated to the remembered backend */
 	COUNTER_ORIGIN_OVERFLOW, /* remembered in origins_overflow instead */
 	COUNTER_ORIGIN_LOST,	 /* could not be remembered anywhere */
 	COUNTER_PEER_LOST,	 /* TCP: the place was being written */
+	COUNTER_AFFINITY_HIT,	 /* the client has got the backend it had */
+	COUNTER_AFFINITY_NEW,	 /* ... a backend to keep */
+	COUNTER_AFFINITY_LOST,	 /* ... a backend that could not be remembered */
+	COUNTER_CLIENT_UNKNOWN,	 /* denied: the pod has no address of the family */
 };
-#define COUNTERS 16
+#define COUNTERS 29
 _Static_assert(COUNTER_CONNECT_UDP_PASS == COUNTER_CONNECT_TCP_PASS + VERDICTS, "base");
 _Static_assert(COUNTER_SEND_UDP_PASS == COUNTER_CONNECT_UDP_PASS + VERDICTS, "base");
 _Static_assert(COUNTER_SEND_UDP_KEPT == COUNTER_SEND_UDP_PASS + VERDICTS, "base");
-_Static_assert(COUNTERS == COUNTER_PEER_LOST + 1, "size of the map");
+_Static_assert(COUNTERS == COUNTER_CLIENT_UNKNOWN + 1, "size of the map");
 
 /* What only people read: the name behind a service ID. Strings end in a zero. */
 #define NAME_LEN 64
@@ -212,14 +313,15 @@ struct problem {
 
 /* What the agent leaves for fairlead status. */
 struct agent_state {
-	__s64 started;	 /* Unix time, ns */
-	__s64 synced;	 /* last time all that could be written was, Unix time, ns */
-	__u64 cgroup_id; /* inode of the cgroup the hooks are on */
-	__u32 pid;	 /* in the agent's PID namespace */
+	__s64 started;	    /* Unix time, ns */
+	__s64 synced;	    /* last time all that could be written was, Unix time, ns */
+	__u64 cgroup_id;    /* inode of the cgroup the hooks are on */
+	__u64 netns_cookie; /* of the node's network namespace */
+	__u32 pid;	    /* in the agent's PID namespace */
 	__u32 pad;
 	__u8 version[NAME_LEN];
 };
-_Static_assert(sizeof(struct agent_state) == 96, "ABI");
+_Static_assert(sizeof(struct agent_state) == 104, "ABI");
 
 /*
  * What the iterators write: one record for each socket. Not pinned anywhere,
@@ -256,4 +358,9 @@ struct exported_types {
 	struct udp_record udp_record;
 	enum counter counter;
 	enum verdict verdict;
+	enum side side;
+	enum empty_range empty_range;
+	enum service_option service_option;
+	enum member_use member_use;
+	enum node_address node_address;
 };

@@ -13,6 +13,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "../affinity.h"
+#include "../client.h"
 #include "../origins.h"
 #include "../peers.h"
 
@@ -182,6 +184,66 @@ int test_origin(struct __sk_buff *skb)
 	return ANSWER(skb, io) ? TC_ACT_SHOT : TC_ACT_OK;
 }
 
+struct affinity_io {
+	__u32 connect; /* 1: as a connection does; 0: look up alone */
+	__u32 now;
+	__u32 found;
+	enum affinity_state state; /* of the lookup */
+	struct affinity_key key;
+	struct addr client;
+	struct target target;
+	struct choice choice;
+};
+
+SEC("tc")
+int test_affinity(struct __sk_buff *skb)
+{
+	struct affinity_io io = {};
+
+	if (ASK(skb, io))
+		return TC_ACT_SHOT;
+	io.state = affinity_recall(&io.key, &io.target, io.now, &io.choice);
+	io.found = io.state == AFFINITY_KEPT;
+	if (io.connect && !io.found)
+		io.found = affinity_settle(&io.key, io.state, &io.client, &io.target, io.now,
+					   &io.choice);
+	return ANSWER(skb, io) ? TC_ACT_SHOT : TC_ACT_OK;
+}
+
+/* Which address does a pod have that the calling thread is in, and may a client
+ * with that use a restricted service?
+ */
+struct client_io {
+	__u32 family;
+	__u32 service_id;
+	struct addr addr;
+	__u32 found;
+	__u32 allowed;
+};
+
+struct nsproxy {
+	struct net *net_ns;
+} __attribute__((preserve_access_index));
+
+struct task_struct {
+	struct nsproxy *nsproxy;
+} __attribute__((preserve_access_index));
+
+SEC("tc")
+int test_client(struct __sk_buff *skb)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct client_io io = {};
+
+	if (ASK(skb, io))
+		return TC_ACT_SHOT;
+	if (io.family)
+		io.found = pod_address((__u64)BPF_CORE_READ(task, nsproxy, net_ns), io.family,
+				       &io.addr);
+	io.allowed = lb_is_source(io.service_id, &io.addr);
+	return ANSWER(skb, io) ? TC_ACT_SHOT : TC_ACT_OK;
+}
+
 /*
  * The stress test. Frontend n has the VIP that stress_request makes, and every
  * backend of it carries n in the last two bytes of its address and agrees with
@@ -198,6 +260,7 @@ struct stress_result {
 	__u64 wrong;   /* belongs to another frontend */
 	__u64 torn;    /* address and port do not belong together */
 	__u64 missing; /* no answer for a frontend that is always there */
+	__u64 strange; /* a backend that the service's clients may not remember */
 	__u64 absent;  /* no answer for one that comes and goes: no error */
 };
 
@@ -259,6 +322,21 @@ static __always_inline void stress_stay(__u32 pause_ns)
 	bpf_loop(STRESS_WAITS, stress_wait, &until, 0);
 }
 
+/*
+ * Clients remember what they are given: whoever takes a backend from a set finds
+ * it among the members for as long as the same program runs.
+ */
+static __always_inline bool stress_is_strange(const struct request *req,
+					      const struct target *target,
+					      const struct choice *choice)
+{
+	if (req->proto == IPPROTO_UDP &&
+	    !lb_is_member(target->service_id, &choice->addr, choice->port, USE_SERVING))
+		return true;
+	return target_affinity(target) && !lb_is_member(target->service_id, &choice->addr,
+							choice->port, USE_SIDE + target->side);
+}
+
 static long stress_one(__u32 index, struct stress_run *run)
 {
 	__u32 n = bpf_get_prandom_u32() % stress_total;
@@ -286,6 +364,8 @@ static long stress_one(__u32 index, struct stress_run *run)
 		run->result.torn++;
 	else if (tag != n)
 		run->result.wrong++;
+	else if (stress_is_strange(&req, &target, &choice))
+		run->result.strange++;
 	return 0;
 }
 
@@ -306,6 +386,7 @@ int test_stress(struct __sk_buff *skb)
 	sum->wrong += run.result.wrong;
 	sum->torn += run.result.torn;
 	sum->missing += run.result.missing;
+	sum->strange += run.result.strange;
 	sum->absent += run.result.absent;
 	return TC_ACT_OK;
 }
@@ -316,6 +397,8 @@ struct test_types {
 	struct spread_io spread_io;
 	struct peer_io peer_io;
 	struct origin_io origin_io;
+	struct affinity_io affinity_io;
+	struct client_io client_io;
 	struct stress_io stress_io;
 };
 

@@ -4,16 +4,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/bits"
 	"net"
 	"net/netip"
-	"os"
 	"os/signal"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead-lb/fairlead/internal/agent"
+	"github.com/fairlead-lb/fairlead/internal/config"
 	"github.com/fairlead-lb/fairlead/internal/datapath"
 	"github.com/fairlead-lb/fairlead/internal/logfield"
 	"github.com/fairlead-lb/fairlead/internal/reflector"
@@ -34,7 +33,8 @@ const defaultBPFRoot = "/sys/fs/bpf/fairlead"
 type agentFlags struct {
 	kubeconfig, apiServer, source, nodeName string
 	serviceProxyName                        string
-	cgroupRoot, bpfRoot                     string
+	config, nodePorts                       string
+	cgroupRoot, bpfRoot, socket             string
 	healthz, metrics                        string
 	logLevel, logFormat                     string
 	repairEvery                             time.Duration
@@ -61,48 +61,89 @@ what the kernel holds; "fairlead cleanup" removes that.`,
 	fs.StringVar(&f.source, "source", "kubernetes", "where Services come from: kubernetes, or file:`DIR` with YAML manifests")
 	fs.StringVar(&f.nodeName, "node-name", "", "name of this node (default: $NODE_NAME, then the host name)")
 	fs.StringVar(&f.serviceProxyName, "service-proxy-name", "", "serve Services labelled service.kubernetes.io/service-proxy-name=`NAME`, too")
+	fs.StringVar(&f.config, "config", "", "kube-proxy's configuration `FILE` (KubeProxyConfiguration, or the ConfigMap that holds it); flags given here come first")
+	fs.StringVar(&f.nodePorts, "nodeport-addresses", "primary", "where NodePorts are reached: primary for the Node's own addresses, or `CIDR,…` for the local addresses in these")
 	fs.StringVar(&f.cgroupRoot, "cgroup-root", "", "cgroup2 `DIR` whose processes are served (default: the node's root)")
 	fs.StringVar(&f.bpfRoot, "bpf-root", defaultBPFRoot, "`DIR` on a BPF file system to pin maps and links below")
 	fs.StringVar(&f.healthz, "healthz-bind-address", "0.0.0.0:10256", "`ADDRESS` of /healthz and /livez; empty for none")
-	fs.StringVar(&f.metrics, "metrics-bind-address", "127.0.0.1:10249", "`ADDRESS` of /metrics and /proxyMode; empty for none")
+	fs.StringVar(&f.metrics, "metrics-bind-address", "127.0.0.1:10249", "`ADDRESS` of /metrics, /proxyMode and /configz; empty for none")
+	fs.StringVar(&f.socket, "socket", "", "Unix socket `FILE` that fairlead explain asks (default: in /run/fairlead, by --bpf-root)")
 	fs.DurationVar(&f.repairEvery, "repair-interval", 5*time.Minute, "time between two comparisons of the kernel with what is wanted")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "json", "json or console")
 	fs.Uint32Var(&f.sizes.Frontends, "max-frontends", 131072, "rows for addresses and ports, and one for each ClusterIP")
 	fs.Uint32Var(&f.sizes.Services, "max-services", 65536, "rows for service ports, IPv4 and IPv6 apart")
 	fs.Uint32Var(&f.sizes.Slots, "max-slots", 524288, "rows for the backends of all services; a change needs room for a second copy")
-	fs.Uint32Var(&f.sizes.Members, "max-members", 262144, "rows for the backends of UDP services")
+	fs.Uint32Var(&f.sizes.Members, "max-members", 262144, "rows for the backends of UDP services, and three each for those of services with an affinity")
+	fs.Uint32Var(&f.sizes.Affinity, "max-affinity", 65536, "clients times services with an affinity; the oldest make room")
+	fs.Uint32Var(&f.sizes.SourceRanges, "max-source-ranges", 65536, "rows for loadBalancerSourceRanges, for each service port")
 	fs.Uint32Var(&f.sizes.Peers, "max-peers", 65536, "TCP sockets that getpeername answers for, a power of two")
 	return cmd
 }
 
+// runAgent serves until it is told to end. When the configuration file changes it
+// begins anew with what the file says then; the datapath goes on working meanwhile.
 func runAgent(cmd *cobra.Command, f agentFlags) error {
 	if err := f.check(); err != nil {
 		return err
 	}
-	log, err := newLogger(f.logLevel, f.logFormat)
+	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	for {
+		again, err := runConfigured(ctx, cmd.Flags().Changed, f)
+		if !again {
+			return err
+		}
+	}
+}
+
+// runConfigured runs an agent with the configuration as it is now; given tells
+// which flags were given. again tells that it ended because the configuration has
+// changed.
+func runConfigured(ctx context.Context, given func(flag string) bool, f agentFlags) (again bool, err error) {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	changed := make(<-chan struct{})
+	if f.config != "" {
+		if changed, err = config.Watch(ctx, f.config); err != nil {
+			return false, err
+		}
+	}
+	s, err := f.settings(given)
 	if err != nil {
-		return err
+		return false, err
+	}
+	log, err := newLogger(s.logLevel, s.logFormat)
+	if err != nil {
+		return false, err
 	}
 	// Standard error may be a pipe that cannot be synced.
 	defer func() { _ = log.Sync() }()
 	reflector.RedirectKlog(log.Named("client-go"))
-	node, err := f.node()
-	if err != nil {
-		return err
+	log = log.With(logfield.Node(s.agent.NodeName))
+	for _, w := range s.warnings {
+		log.Warn("configuration", logfield.File(f.config), logfield.Reason(w))
 	}
-	log = log.With(logfield.Node(node))
-	src, err := f.newSource(log.Named("reflector"))
-	if err != nil {
-		return err
+	if err := setOOMScore(s.oomScore); err != nil {
+		log.Warn("the agent's oom_score_adj cannot be set; it may be killed when memory is short", logfield.Error(err))
 	}
-	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
-	defer stop()
-	return agent.Run(ctx, agent.Config{
-		Source: src, CgroupRoot: f.cgroupRoot, BPFRoot: filepath.Clean(f.bpfRoot), Sizes: f.sizes,
-		HealthzAddress: f.healthz, MetricsAddress: f.metrics, RepairEvery: f.repairEvery, Version: buildVersion(),
-	}, log.Named("agent"))
+	if err := f.connect(&s, log.Named("reflector")); err != nil {
+		return false, err
+	}
+	go func() {
+		select {
+		case <-changed:
+			log.Info("the configuration has changed; starting anew", logfield.File(f.config))
+			stop(errConfigChanged)
+		case <-ctx.Done():
+		}
+	}()
+	err = agent.Run(ctx, s.agent, log.Named("agent"))
+	return err == nil && errors.Is(context.Cause(ctx), errConfigChanged), err
 }
+
+// errConfigChanged is why an agent ends that is to begin anew.
+var errConfigChanged = errors.New("the configuration has changed")
 
 // check refuses what no kernel would take.
 func (f agentFlags) check() error {
@@ -128,6 +169,8 @@ func (f agentFlags) check() error {
 		{"services", f.sizes.Services, 1 << 24},
 		{"slots", f.sizes.Slots, 1 << 24},
 		{"members", f.sizes.Members, 1 << 24},
+		{"affinity", f.sizes.Affinity, 1 << 24},
+		{"source-ranges", f.sizes.SourceRanges, 1 << 24},
 		{"peers", f.sizes.Peers, 1 << 24},
 	} {
 		if limit.value < 2 || limit.value > limit.max {
@@ -153,38 +196,6 @@ func checkAddress(address string) error {
 		return fmt.Errorf("port %q is not a number from 1 to 65535", port)
 	}
 	return nil
-}
-
-// node returns the name this node has in the API, as kube-proxy finds it.
-func (f agentFlags) node() (string, error) {
-	name := f.nodeName
-	if name == "" {
-		name = os.Getenv("NODE_NAME")
-	}
-	if name == "" {
-		var err error
-		if name, err = os.Hostname(); err != nil {
-			return "", fmt.Errorf("find the host name: %w (give --node-name)", err)
-		}
-	}
-	if name = strings.ToLower(strings.TrimSpace(name)); name == "" {
-		return "", fmt.Errorf("the node name is empty (give --node-name)")
-	}
-	return name, nil
-}
-
-func (f agentFlags) newSource(log *zap.Logger) (reflector.Source, error) {
-	options := reflector.Options{ServiceProxyName: f.serviceProxyName}
-	if f.source == "kubernetes" {
-		return reflector.NewKubernetes(reflector.KubernetesOptions{
-			Options: options, Kubeconfig: f.kubeconfig, APIServer: f.apiServer, Version: buildVersion(), Log: log,
-		})
-	}
-	dir, found := strings.CutPrefix(f.source, "file:")
-	if !found || dir == "" {
-		return nil, fmt.Errorf("--source %q is neither kubernetes nor file:DIR", f.source)
-	}
-	return reflector.NewFile(dir, options, log)
 }
 
 func newLogger(level, format string) (*zap.Logger, error) {

@@ -8,17 +8,20 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/fairlead-lb/fairlead/internal/agent"
 	"github.com/fairlead-lb/fairlead/internal/attach"
 	"github.com/fairlead-lb/fairlead/internal/datapath"
 )
@@ -28,9 +31,9 @@ func newCleanupCommand() *cobra.Command {
 		Use:   "cleanup",
 		Short: "Remove everything an agent has left in the kernel",
 		Long: `Detaches the programs and removes all that is pinned below --bpf-root, also by
-other versions of Fairlead. From then on Services of this node are served by
-somebody else or not at all. Refuses while an agent is running. Running it twice
-does no harm. Needs root.
+other versions of Fairlead, and the socket that explain asked the agent on. From
+then on Services of this node are served by somebody else or not at all. Refuses
+while an agent is running. Running it twice does no harm. Needs root.
 
 Programs of ours that are still attached to the cgroup afterwards, such as those
 of an agent with another --bpf-root, are named and left alone.`,
@@ -51,13 +54,15 @@ of an agent with another --bpf-root, are named and left alone.`,
 // versionDir is what datapath names the directory of a version.
 var versionDir = regexp.MustCompile(`^v\d+$`)
 
-// removeDatapath removes every version's links, maps and pins below root and
-// says on w what it has removed.
+// removeDatapath removes every version's links, maps and pins below root, and the
+// socket of its agent, and says on w what it has removed.
 func removeDatapath(w io.Writer, root string) error {
 	lock, err := lockRoot(root)
 	if errors.Is(err, fs.ErrNotExist) {
-		_, err := fmt.Fprintf(w, "nothing is pinned at %s\n", root)
-		return err
+		if _, err := fmt.Fprintf(w, "nothing is pinned at %s\n", root); err != nil {
+			return err
+		}
+		return removeSocket(w, agent.SocketPath(root))
 	}
 	if err != nil {
 		return err
@@ -77,6 +82,9 @@ func removeDatapath(w io.Writer, root string) error {
 		if err := removeVersion(w, filepath.Join(root, name)); err != nil {
 			return err
 		}
+	}
+	if err := removeSocket(w, agent.SocketPath(root)); err != nil {
+		return err
 	}
 	// The root may be where the file system is mounted, or hold what is not ours.
 	if err := os.Remove(root); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
@@ -114,6 +122,34 @@ func removeVersion(w io.Writer, dir string) error {
 		return fmt.Errorf("remove pins: %w", err)
 	}
 	return nil
+}
+
+// removeSocket removes the socket of an agent that is gone, and the directory it
+// was in if that is empty then. What somebody listens on it leaves alone: with the
+// root locked that is not our agent.
+func removeSocket(w io.Writer, path string) error {
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		return conn.Close()
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w (run as root)", err)
+	}
+	// Refused are connections to other files as well.
+	info, statErr := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), statErr == nil && info.Mode().Type() != fs.ModeSocket:
+		return nil
+	case !errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Errorf("look whether an agent listens: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove socket: %w", err)
+	}
+	// Others may have theirs in it, or something may be mounted there.
+	_ = os.Remove(filepath.Dir(path))
+	_, err = fmt.Fprintf(w, "removed socket %s\n", path)
+	return err
 }
 
 // fileNames lists a directory; one that is missing is empty.

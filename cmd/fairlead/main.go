@@ -63,6 +63,7 @@ Exit codes: 0 when all is well, otherwise 1 and one line on standard error.`,
 	root.AddCommand(
 		newAgentCommand(),
 		newInspectCommand(),
+		newExplainCommand(),
 		newStatusCommand(),
 		newDemoCommand(),
 		newCleanupCommand(),

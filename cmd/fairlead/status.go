@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,7 +35,8 @@ on being served with the backends the kernel knows.
 
 A cgroup that is not the node's root is told but no failure, since an agent
 attaches to one only when --cgroup-root says so. Services with a problem are
-counted but no failure: see fairlead inspect services.`,
+counted but no failure: see fairlead inspect services. Maps that another version
+of Fairlead has left are told but no failure, unless its programs are attached.`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
@@ -72,6 +76,14 @@ type statusReport struct {
 	LastSync *time.Time   `json:"lastSync"`
 	Services serviceCount `json:"services"`
 	Kernel   kernelStatus `json:"kernel"`
+	// OtherVersions have left something below the same root; never null.
+	OtherVersions []versionStatus `json:"otherVersions"`
+}
+
+// versionStatus is about an older or newer version of the maps' layout.
+type versionStatus struct {
+	Version string   `json:"version"` // as its directory is called, "v1"
+	Hooks   []string `json:"hooks"`   // that have its programs, never null
 }
 
 type hookStatus struct {
@@ -137,8 +149,32 @@ func readStatus(bpfRoot, cgroupRoot string) (statusReport, error) {
 		return report, err
 	}
 	report.Kernel = readKernel()
+	if report.OtherVersions, err = readOtherVersions(bpfRoot); err != nil {
+		return report, err
+	}
 	report.judge()
 	return report, nil
+}
+
+// readOtherVersions looks for what versions but ours have pinned below root.
+func readOtherVersions(root string) ([]versionStatus, error) {
+	names, err := fileNames(root)
+	if err != nil {
+		return nil, fmt.Errorf("list what is pinned: %w", err)
+	}
+	out := []versionStatus{}
+	for _, name := range names {
+		if !versionDir.MatchString(name) || name == "v"+strconv.Itoa(datapath.ABI) {
+			continue
+		}
+		hooks, err := fileNames(filepath.Join(root, name, "links"))
+		if err != nil {
+			return nil, fmt.Errorf("list pins: %w", err)
+		}
+		slices.Sort(hooks)
+		out = append(out, versionStatus{name, hooks})
+	}
+	return out, nil
 }
 
 // wantedCgroup returns the cgroup the hooks should be on: that of the flag if
@@ -170,6 +206,11 @@ func (r *statusReport) judge() {
 	}
 	if r.LastSync == nil {
 		r.Problems = append(r.Problems, "the agent has not synced yet")
+	}
+	for _, v := range r.OtherVersions {
+		if len(v.Hooks) > 0 {
+			r.Problems = append(r.Problems, "programs of "+v.Version+" are attached beside ours: "+strings.Join(v.Hooks, ", "))
+		}
 	}
 	r.Healthy = len(r.Problems) == 0
 }
@@ -224,7 +265,7 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 	if r.Services.Problems > 0 {
 		services += fmt.Sprintf(", %d with a problem: see fairlead inspect services", r.Services.Problems)
 	}
-	for _, line := range [][2]string{
+	lines := [][2]string{
 		{"hooks", hooks},
 		{"cgroup", r.Cgroup.String()},
 		{"agent", agent},
@@ -232,12 +273,24 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 		{"services", services},
 		{"kernel", "Linux " + r.Kernel.Release},
 		{"", "stale UDP sockets: " + r.Kernel.endsSockets()},
-	} {
+	}
+	for _, v := range r.OtherVersions {
+		lines = append(lines, [2]string{"also", v.String()})
+	}
+	for _, line := range lines {
 		if _, err := fmt.Fprintf(w, "%-10s %s\n", line[0], line[1]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// String says what there is of the version and what that means.
+func (v versionStatus) String() string {
+	if len(v.Hooks) > 0 {
+		return v.Version + ", whose programs are attached, too: " + strings.Join(v.Hooks, ", ")
+	}
+	return v.Version + ", not attached: another version of fairlead can go on from its maps"
 }
 
 // String says which cgroup it is and what that means.

@@ -4,11 +4,16 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/fairlead-lb/fairlead/internal/datapath"
 )
 
 // healthyReport is of a node where all is well.
@@ -80,6 +85,20 @@ func TestJudge(t *testing.T) {
 			},
 			want: []string{},
 		},
+		{
+			name: "maps of an older version are there to go back to",
+			change: func(r *statusReport) {
+				r.OtherVersions = []versionStatus{{Version: "v1", Hooks: []string{}}}
+			},
+			want: []string{},
+		},
+		{
+			name: "its programs may not be attached any more",
+			change: func(r *statusReport) {
+				r.OtherVersions = []versionStatus{{Version: "v1", Hooks: []string{"connect4", "connect6"}}}
+			},
+			want: []string{"programs of v1 are attached beside ours: connect4, connect6"},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			report := healthyReport(time.Now())
@@ -123,6 +142,7 @@ kernel     Linux 6.12.0
 				r.Agent.Running, r.LastSync = false, nil
 				r.Services.Problems = 2
 				r.Kernel = kernelStatus{Release: "6.1.0", BTF: true}
+				r.OtherVersions = []versionStatus{{Version: "v1"}, {Version: "v3", Hooks: []string{"connect4"}}}
 			},
 			want: `hooks      2 of 3 attached; connect6: its cgroup has been removed
 cgroup     1, not the node's root: only what is below it is served
@@ -131,6 +151,8 @@ last sync  never
 services   12 programmed, 2 with a problem: see fairlead inspect services
 kernel     Linux 6.1.0
            stale UDP sockets: ended with sock_diag (no bpf_sock_destroy in this kernel)
+also       v1, not attached: another version of fairlead can go on from its maps
+also       v3, whose programs are attached, too: connect4
 `,
 		},
 	} {
@@ -145,5 +167,23 @@ kernel     Linux 6.1.0
 				t.Errorf("status (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestOtherVersionsAreFound(t *testing.T) {
+	root := t.TempDir()
+	own := "v" + strconv.Itoa(datapath.ABI)
+	for _, dir := range []string{own + "/links", "v1/links/connect6", "v1/links/connect4", "v99/maps", "vault", "v1x"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := readOtherVersions(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []versionStatus{{"v1", []string{"connect4", "connect6"}}, {"v99", []string{}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("other versions (-want +got):\n%s", diff)
 	}
 }

@@ -4,15 +4,18 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/fairlead-lb/fairlead/internal/attach"
+	"github.com/fairlead-lb/fairlead/internal/conntrack"
 	"github.com/fairlead-lb/fairlead/internal/datapath"
 	"github.com/fairlead-lb/fairlead/internal/health"
 	"github.com/fairlead-lb/fairlead/internal/lb"
@@ -27,8 +30,7 @@ const (
 	// gatherFor is how long a burst of events is gathered. The first event after
 	// quiet is not held back.
 	gatherFor = 20 * time.Millisecond
-	// stuckAfter is how long a change may wait before the node counts as
-	// unhealthy: kube-proxy's two sync periods.
+	// stuckAfter is what Config.StuckAfter is when it is not given.
 	stuckAfter = time.Minute
 	// Failed services are tried again after retryFirst, then twice that, and so
 	// on up to retryLast.
@@ -39,14 +41,39 @@ const (
 // Config says what an agent serves and how.
 type Config struct {
 	Source reflector.Source
+	// NodeName is the name of this node in the API.
+	NodeName string
+	// NodeOptional says that the source need not have the Node: NodePorts are at
+	// all local addresses while it has none, where they would be at its own.
+	NodeOptional bool
+	NodePorts    lb.NodePorts
+	// NodeAddress, when it is valid, takes the place of the Node's address of its
+	// family.
+	NodeAddress netip.Addr
+	// Recorder takes Kubernetes Events.
+	Recorder reflector.Recorder
 	// CgroupRoot is the cgroup2 directory to attach to; empty for the node's own
 	// root.
 	CgroupRoot string
 	BPFRoot    string
 	Sizes      datapath.Sizes
+	// Socket is where explain asks, a path; empty for nowhere.
+	Socket string
 	// Addresses to listen on, host:port; empty for none.
 	HealthzAddress string
 	MetricsAddress string
+	// ListenOrFail makes an address that cannot be had the end of Run; otherwise
+	// it is tried again and again.
+	ListenOrFail bool
+	// Profiling adds /debug/pprof to the metrics' address.
+	Profiling bool
+	// Configz is what /configz shows, anything that encodes as JSON.
+	Configz any
+	// Conntrack is what the kernel's connection tracking is set to.
+	Conntrack conntrack.Settings
+	// StuckAfter is how long a change may wait before the node counts as
+	// unhealthy: kube-proxy's two sync periods. 0 for a minute.
+	StuckAfter time.Duration
 	// RepairEvery is the time between two comparisons of the kernel with what is
 	// wanted. Above zero.
 	RepairEvery time.Duration
@@ -64,16 +91,34 @@ type agent struct {
 	metrics    *metrics.Metrics
 	state      datapath.AgentState
 
-	servicesSynced, slicesSynced bool
-	synced                       bool // the first complete apply is in the kernel
-	fresh                        bool // the kernel held nothing when we started
-	lastApply                    time.Time
-	failing                      map[lb.Name]string // what has been logged of it
-	ticket                       uint64             // counts applies that deleted something
-	walkFailing                  bool
-	walks                        bool // whether stale sockets can be found at all
+	root         string // where the datapath is pinned
+	nodePorts    lb.NodePorts
+	nodeOptional bool
+	nodeAddress  netip.Addr
+	ports        *health.Servers // of health check node ports
+	healths      map[lb.ServiceFamily]lb.Health
+	open         map[netip.Addr]lb.NodeAddress // where NodePorts are reached
+	listening    bool                          // ports knows where
+	// triggers holds when the changes of endpoints happened that are not in the
+	// kernel yet.
+	triggers map[lb.ServiceFamily][]time.Time
+
+	synced      synced
+	applied     bool // the first complete apply is in the kernel
+	fresh       bool // the kernel held nothing when we started
+	lastApply   time.Time
+	failing     map[lb.Name]string // what has been logged of it
+	ticket      uint64             // counts applies that deleted something
+	walkFailing bool
+	walks       bool // whether stale sockets can be found at all
 
 	repairEvery time.Duration
+
+	// What others send.
+	events    chan reflector.Event
+	addresses chan []netip.Addr
+	reports   chan sockets.Report
+	asks      chan ask
 
 	retry      *time.Timer
 	retryAt    time.Time     // when the timer is armed for, zero when it is not
@@ -82,29 +127,34 @@ type agent struct {
 
 // Run serves until ctx ends and leaves the datapath in place. It returns an
 // error, one line, when it cannot start: see datapath.Open, attach and
-// reflector.Source.
+// reflector.Source. It can be called again when it has returned.
 func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	cgroup, err := findCgroup(cfg.CgroupRoot, log)
 	if err != nil {
 		return err
 	}
-	dp, err := datapath.Open(datapath.Config{Root: cfg.BPFRoot, Sizes: cfg.Sizes, CgroupID: cgroup.ID})
+	cookie, err := attach.NetnsCookie()
+	if err != nil {
+		return err
+	}
+	dp, err := datapath.Open(datapath.Config{
+		Root: cfg.BPFRoot, Sizes: cfg.Sizes, CgroupID: cgroup.ID, HostNetnsCookie: cookie,
+	})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = dp.Close() }() // only descriptors, and we are leaving
-	if len(dp.Resized) > 0 {
-		log.Warn("pinned maps keep their size; run fairlead cleanup to let them be made anew",
-			logfield.Maps(dp.Resized))
-	}
-	if dp.NoIterators != nil {
-		log.Warn("UDP sockets with dead backends cannot be found on this kernel; their owners must reconnect by themselves",
-			logfield.Error(dp.NoIterators))
-	}
+	explainDatapath(dp, log)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	a, reports, err := newAgent(ctx, dp, cfg, cgroup, log)
+	a, err := newAgent(ctx, dp, cfg, log)
 	if err != nil {
+		return err
+	}
+	defer a.ports.Close()
+	if err := a.adopt(datapath.AgentState{
+		Started: time.Now(), CgroupID: cgroup.ID, NetnsCookie: cookie, PID: os.Getpid(), Version: cfg.Version,
+	}); err != nil {
 		return err
 	}
 	for _, hook := range attach.Hooks() {
@@ -113,16 +163,39 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 		}
 	}
 	log.Info("hooks attached", logfield.Version(cfg.Version), logfield.Cgroup(cgroup.Path), logfield.Count(len(attach.Hooks())))
+	return a.start(ctx, cfg)
+}
+
+// start starts everything that runs beside the agent's goroutine, and becomes it.
+func (a *agent) start(ctx context.Context, cfg Config) error {
+	ended := make(chan error, 3)
+	go func() { ended <- cfg.Source.Run(ctx, a.events) }()
+	a.serve(ctx, cfg, ended)
 	if a.walks {
 		go a.ender.Run(ctx)
 	}
-	serve(ctx, cfg, a.health, a.metrics, log)
+	go watch(ctx, a.events, a.health)
+	go watchAddresses(ctx, a.addresses, a.log)
+	go setConntrack(ctx, cfg.Conntrack, cfg.RepairEvery, a.log)
+	go cfg.Recorder.Run(ctx)
+	cfg.Recorder.Node(reflector.Notice{Reason: "Starting", Action: "StartKubeProxy"})
+	return a.run(ctx, ended)
+}
 
-	events := make(chan reflector.Event, 1024)
-	ended := make(chan error, 1)
-	go func() { ended <- cfg.Source.Run(ctx, events) }()
-	go watch(ctx, events, a.health)
-	return a.run(ctx, events, reports, ended)
+// explainDatapath says what the datapath cannot do here.
+func explainDatapath(dp *datapath.Datapath, log *zap.Logger) {
+	if len(dp.Resized) > 0 {
+		log.Warn("pinned maps keep their size; run fairlead cleanup to let them be made anew",
+			logfield.Maps(dp.Resized))
+	}
+	if dp.NoIterators != nil {
+		log.Warn("UDP sockets with dead backends cannot be found on this kernel; their owners must reconnect by themselves",
+			logfield.Error(dp.NoIterators))
+	}
+	if dp.NoClientAddress != nil {
+		log.Warn("addresses of pods cannot be read on this kernel; where loadBalancerSourceRanges are set pods are not allowed",
+			logfield.Error(dp.NoClientAddress))
+	}
 }
 
 // findCgroup returns the cgroup to attach to, and says so when it is not the
@@ -142,47 +215,59 @@ func findCgroup(path string, log *zap.Logger) (attach.Cgroup, error) {
 	return cgroup, nil
 }
 
-// newAgent takes up what the kernel holds.
-func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, cgroup attach.Cgroup, log *zap.Logger) (*agent, <-chan sockets.Report, error) {
+// newAgent returns an agent that knows nothing yet.
+func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.Logger) (*agent, error) {
 	services, slots := dp.Limits()
 	a := &agent{
-		log: log, datapath: dp,
-		store:       lb.NewStore(),
-		reconciler:  reconciler.New(dp, reconciler.Limits{Services: services, Slots: slots}),
-		health:      health.NewTracker(stuckAfter),
-		metrics:     metrics.New(cfg.Version, kernelMetrics{dp}),
-		failing:     map[lb.Name]string{},
-		walks:       dp.NoIterators == nil,
-		retry:       time.NewTimer(time.Hour),
-		retryAfter:  retryFirst,
-		repairEvery: cfg.RepairEvery,
-		state: datapath.AgentState{
-			Started: time.Now(), CgroupID: cgroup.ID, PID: os.Getpid(), Version: cfg.Version,
-		},
+		log: log, datapath: dp, root: cfg.BPFRoot,
+		store:        lb.NewStore(lb.Config{NodeName: cfg.NodeName, NodePorts: cfg.NodePorts}),
+		reconciler:   reconciler.New(dp, reconciler.Limits{Services: services, Slots: slots}),
+		health:       health.NewTracker(cmp.Or(cfg.StuckAfter, stuckAfter)),
+		metrics:      metrics.New(cfg.Version, kernelMetrics{dp}),
+		nodePorts:    cfg.NodePorts,
+		nodeOptional: cfg.NodeOptional,
+		nodeAddress:  cfg.NodeAddress,
+		healths:      map[lb.ServiceFamily]lb.Health{},
+		open:         map[netip.Addr]lb.NodeAddress{},
+		triggers:     map[lb.ServiceFamily][]time.Time{},
+		failing:      map[lb.Name]string{},
+		walks:        dp.NoIterators == nil,
+		retry:        time.NewTimer(time.Hour),
+		retryAfter:   retryFirst,
+		repairEvery:  cfg.RepairEvery,
+		events:       make(chan reflector.Event, 1024),
+		addresses:    make(chan []netip.Addr),
+		asks:         make(chan ask),
+		reports:      make(chan sockets.Report, 1),
 	}
 	a.retry.Stop()
-	reports := make(chan sockets.Report, 1)
+	a.health.SetNodeEligible(cfg.NodeOptional)
+	a.health.Observe(health.Observer{Healthz: a.metrics.Healthz, Livez: a.metrics.Livez})
+	a.ports = health.NewServers(a.health.Healthy, portReport(cfg.NodeName, cfg.Recorder, log))
 	a.ender = sockets.NewEnder(dp, func(r sockets.Report) {
 		select {
-		case reports <- r:
+		case a.reports <- r:
 		case <-ctx.Done():
 		}
 	})
-	held, err := dp.Load()
+	return a, nil
+}
+
+// adopt takes up what the kernel holds and leaves state there.
+func (a *agent) adopt(state datapath.AgentState) error {
+	held, err := a.datapath.Load()
 	if err != nil {
-		return nil, nil, fmt.Errorf("read what the kernel holds: %w", err)
+		return fmt.Errorf("read what the kernel holds: %w", err)
 	}
 	a.reconciler.Adopt(held)
 	a.fresh = len(held.Names) == 0
-	log.Info("adopted", logfield.Frontends(len(held.Frontends)), logfield.Services(len(held.Names)))
-	if err := dp.SetAgentState(a.state); err != nil {
-		return nil, nil, err
-	}
-	return a, reports, nil
+	a.log.Info("adopted", logfield.Frontends(len(held.Frontends)), logfield.Services(len(held.Names)))
+	a.state = state
+	return a.datapath.SetAgentState(a.state)
 }
 
 // run is the agent's goroutine.
-func (a *agent) run(ctx context.Context, events <-chan reflector.Event, reports <-chan sockets.Report, ended <-chan error) error {
+func (a *agent) run(ctx context.Context, ended <-chan error) error {
 	repair := time.NewTicker(a.repairEvery)
 	defer repair.Stop()
 	for {
@@ -195,19 +280,74 @@ func (a *agent) run(ctx context.Context, events <-chan reflector.Event, reports 
 				return err
 			}
 			return errors.New("the source of Services has ended")
-		case ev := <-events:
+		case ev := <-a.events:
 			start := time.Now()
 			a.take(ev)
-			a.gather(ctx, events)
+			a.gather(ctx, a.events)
 			a.apply(start)
+		case addresses := <-a.addresses:
+			a.addressesChanged(addresses)
+			a.apply(time.Now())
 		case <-a.retry.C:
 			a.retryAt = time.Time{}
 			a.retryAfter = min(2*a.retryAfter, retryLast)
 			a.finish(time.Now(), a.reconciler.Retry(), false)
 		case <-repair.C:
 			a.repair()
-		case r := <-reports:
+		case r := <-a.reports:
 			a.walked(r)
+		case q := <-a.asks:
+			q.answer <- a.explain(q)
+		}
+	}
+}
+
+// watchAddresses sends the node's local addresses, at the start and whenever they
+// change.
+func watchAddresses(ctx context.Context, to chan<- []netip.Addr, log *zap.Logger) {
+	failing := false
+	for {
+		err := attach.WatchAddresses(ctx, func(addresses []netip.Addr) {
+			failing = false
+			select {
+			case to <- addresses:
+			case <-ctx.Done():
+			}
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		if !failing {
+			log.Warn("the node's addresses cannot be watched; trying again", logfield.Error(err))
+			failing = true
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retryFirst):
+		}
+	}
+}
+
+// setConntrack keeps the kernel's connection tracking as it is to be. A module
+// that is loaded later begins with values of its own, so it looks again.
+func setConntrack(ctx context.Context, settings conntrack.Settings, every time.Duration, log *zap.Logger) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	var said string
+	for {
+		changes, problems := conntrack.Apply(settings, conntrack.Cores())
+		for _, c := range changes {
+			log.Info("connection tracking set", logfield.Sysctl(c.Name), logfield.Old(c.Old), logfield.New(c.New))
+		}
+		if err := errors.Join(problems...); err != nil && err.Error() != said {
+			said = err.Error()
+			log.Warn("connection tracking is not as kube-proxy would set it", logfield.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
 	}
 }
@@ -250,178 +390,6 @@ func (a *agent) gather(ctx context.Context, events <-chan reflector.Event) {
 	// What is there already costs nothing to take along.
 	for range len(events) {
 		a.take(<-events)
-	}
-}
-
-// take enters one event into the store.
-func (a *agent) take(ev reflector.Event) {
-	switch ev := ev.(type) {
-	case reflector.ServicesReplaced:
-		a.store.ReplaceServices(ev.Services)
-		a.servicesSynced = true
-		a.metrics.ServiceChanges.Add(float64(len(ev.Services)))
-	case reflector.SlicesReplaced:
-		a.store.ReplaceSlices(ev.Slices)
-		a.slicesSynced = true
-		a.metrics.EndpointChanges.Add(float64(len(ev.Slices)))
-	case reflector.ServiceSet:
-		a.store.SetService(ev.Service)
-		a.metrics.ServiceChanges.Inc()
-	case reflector.ServiceGone:
-		a.store.DeleteService(ev.Name)
-		a.metrics.ServiceChanges.Inc()
-	case reflector.SliceSet:
-		a.store.SetSlice(ev.Slice)
-		a.metrics.EndpointChanges.Inc()
-	case reflector.SliceGone:
-		a.store.DeleteSlice(ev.Name)
-		a.metrics.EndpointChanges.Inc()
-	case reflector.Warning:
-		a.metrics.Warnings.Inc()
-		a.log.Warn("left out", logfield.Object(ev.Object), logfield.Reason(ev.Text))
-		return
-	}
-	a.metrics.QueuedTimestamp.SetToCurrentTime()
-	a.health.Queued()
-}
-
-// apply brings the kernel up to date. Nothing is written, and so nothing
-// deleted, before Services and EndpointSlices have both arrived as a whole.
-func (a *agent) apply(start time.Time) {
-	switch {
-	case !a.servicesSynced || !a.slicesSynced:
-		return
-	case !a.synced:
-		r := a.reconciler.ApplyAll(a.store.All())
-		a.synced = true
-		a.finish(start, r, true)
-		a.log.Info("synced", logfield.Writes(r.Writes+r.Deletes), logfield.Took(time.Since(a.state.Started)))
-		a.askWalk(nil)
-	default:
-		if delta := a.store.Changes(); !delta.Empty() {
-			a.finish(start, a.reconciler.Apply(delta), false)
-		} else {
-			a.health.Applied()
-		}
-	}
-}
-
-// repair compares what the kernel really holds with what is wanted.
-func (a *agent) repair() {
-	if !a.synced {
-		return
-	}
-	start := time.Now()
-	held, err := a.datapath.Load()
-	if err != nil {
-		a.log.Warn("repair: the kernel's tables cannot be read", logfield.Error(err))
-		return
-	}
-	// Against what we have written, not against what is wanted: a Service that
-	// cannot be written is no damage.
-	if n := held.Differences(a.reconciler.Tables()); n > 0 {
-		a.metrics.RepairedRows.Add(float64(n))
-		a.log.Warn("rows were missing or wrong in the kernel; repairing them", logfield.Count(n))
-	}
-	a.reconciler.Adopt(held)
-	r := a.reconciler.ApplyAll(a.store.All())
-	a.finish(start, r, true)
-	a.askWalk(nil)
-}
-
-// finish does what follows from an apply.
-func (a *agent) finish(start time.Time, r reconciler.Result, full bool) {
-	a.lastApply = time.Now()
-	a.health.Applied()
-	a.metrics.Synced(start, full)
-	a.metrics.FailedServices.Set(float64(len(r.Failed)))
-	a.log.Debug("applied", logfield.Writes(r.Writes), logfield.Deletes(r.Deletes), logfield.Took(time.Since(start)))
-	a.logFailures(r.Failed)
-	a.scheduleRetry(a.reconciler.Pending(), r.Deletes > 0)
-	if a.fresh {
-		// Whoever served these addresses before us, kube-proxy say, serves the
-		// sockets that are connected to them by kernel conntrack.
-		r.Answered = nil
-		a.fresh = a.reconciler.Pending()
-	}
-	if r.Deletes > 0 {
-		a.ticket++
-	}
-	if r.Deletes > 0 || len(r.Answered) > 0 {
-		a.askWalk(r.Answered)
-	}
-	a.state.Synced = a.lastApply
-	if err := a.datapath.SetAgentState(a.state); err != nil {
-		a.log.Warn("status cannot be updated", logfield.Error(err))
-	}
-}
-
-// logFailures logs the first failure of a Service and its end, not each try.
-func (a *agent) logFailures(failed map[lb.Name]error) {
-	for name, err := range failed {
-		if a.failing[name] != err.Error() {
-			a.failing[name] = err.Error()
-			a.log.Error("service cannot be programmed; others go on", logfield.Service(name), logfield.Error(err))
-		}
-	}
-	for name := range a.failing {
-		if failed[name] == nil {
-			delete(a.failing, name)
-			a.log.Info("service has no problem any more: it is programmed, or gone", logfield.Service(name))
-		}
-	}
-}
-
-// scheduleRetry arms the timer while something is left to do. Other changes do
-// not put it off, and room that has just been made brings it forward.
-func (a *agent) scheduleRetry(pending, room bool) {
-	if !pending || room {
-		a.retryAfter = retryFirst
-	}
-	if !pending {
-		a.retryAt = time.Time{}
-		a.retry.Stop()
-		return
-	}
-	if at := time.Now().Add(a.retryAfter); a.retryAt.IsZero() || at.Before(a.retryAt) {
-		a.retryAt = at
-		a.retry.Reset(a.retryAfter)
-	}
-}
-
-// askWalk has stale sockets looked for.
-func (a *agent) askWalk(answered []lb.FrontendKey) {
-	if a.walks {
-		a.ender.Ask(sockets.Request{Answered: answered, Ticket: a.ticket})
-		return
-	}
-	// What sockets remember cannot be seen, and it does not matter: for a
-	// datagram VIP, service and member must all agree, and whether a connected
-	// socket's backend has gone is what cannot be found out here anyway.
-	a.reconciler.FreeIDs(func(lb.ServiceID) bool { return false })
-}
-
-// walked takes the result of a walk.
-func (a *agent) walked(r sockets.Report) {
-	a.metrics.SocketsEnded.WithLabelValues(metrics.ReasonBackendGone).Add(float64(r.Gone))
-	a.metrics.SocketsEnded.WithLabelValues(metrics.ReasonBackendCame).Add(float64(r.Came))
-	if r.Gone+r.Came > 0 {
-		a.log.Info("ended UDP sockets so that they connect anew",
-			logfield.BackendGone(r.Gone), logfield.BackendCame(r.Came))
-	}
-	if r.Err != nil {
-		a.metrics.SocketWalksFailed.Inc()
-		if !a.walkFailing {
-			a.log.Warn("looking for stale UDP sockets failed", logfield.Error(r.Err))
-		}
-		a.walkFailing = true
-	} else if a.walkFailing {
-		a.walkFailing = false
-		a.log.Info("looking for stale UDP sockets works again")
-	}
-	// An ID that came to rest after the walk began may be in use unseen.
-	if r.InUse != nil && r.Ticket == a.ticket {
-		a.reconciler.FreeIDs(func(id lb.ServiceID) bool { return r.InUse[id] })
 	}
 }
 

@@ -26,8 +26,8 @@ func (noKernel) Events() (map[string]uint64, error) { return nil, nil }
 // idle returns an agent that has nothing to write to.
 func idle() *agent {
 	a := &agent{
-		log: zap.NewNop(), store: lb.NewStore(), health: health.NewTracker(stuckAfter),
-		metrics: metrics.New("test", noKernel{}), retry: time.NewTimer(time.Hour), retryAfter: retryFirst,
+		log: zap.NewNop(), store: lb.NewStore(lb.Config{}), health: health.NewTracker(stuckAfter),
+		metrics: metrics.New("test", noKernel{}), triggers: map[lb.ServiceFamily][]time.Time{}, retry: time.NewTimer(time.Hour), retryAfter: retryFirst,
 	}
 	a.retry.Stop()
 	return a

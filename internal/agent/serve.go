@@ -6,64 +6,112 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"time"
 
 	"go.uber.org/zap"
 
-	"github.com/fairlead-lb/fairlead/internal/health"
 	"github.com/fairlead-lb/fairlead/internal/logfield"
 	"github.com/fairlead-lb/fairlead/internal/metrics"
+	"github.com/fairlead-lb/fairlead/internal/reflector"
 )
 
 // listenRetry is the pause before an address that is taken is tried again. While
 // a node moves from kube-proxy to us, kube-proxy still has the same ports.
 const listenRetry = 2 * time.Second
 
-// serve starts the servers for health and metrics; they end with ctx.
-func serve(ctx context.Context, cfg Config, h *health.Tracker, m *metrics.Metrics, log *zap.Logger) {
-	healthz := http.NewServeMux()
-	healthz.HandleFunc("/healthz", h.Healthz)
-	healthz.HandleFunc("/livez", h.Livez)
-	go listen(ctx, cfg.HealthzAddress, "healthz", healthz, log)
+// listener is an HTTP server at an address of its own.
+type listener struct {
+	what    string // its name in the log
+	address string // empty for none
+	handler http.Handler
+	reason  string // of the Event that says it cannot listen, as kube-proxy has it
+	// fail takes the error of a listener that must listen; nil for one that tries
+	// again.
+	fail     func(error)
+	recorder reflector.Recorder
+	log      *zap.Logger
+}
 
+// serve starts the servers; they end with ctx. One that cannot listen and must is
+// reported to ended.
+func (a *agent) serve(ctx context.Context, cfg Config, ended chan<- error) {
+	var fail func(error)
+	if cfg.ListenOrFail {
+		fail = func(err error) { ended <- err }
+	}
+	for _, l := range []listener{
+		{what: "healthz", address: cfg.HealthzAddress, handler: a.healthMux(), reason: "FailedToStartProxierHealthcheck"},
+		{what: "metrics", address: cfg.MetricsAddress, handler: a.metricsMux(cfg), reason: "FailedToStartMetricServer"},
+	} {
+		if l.address != "" {
+			l.fail, l.recorder = fail, cfg.Recorder
+			l.log = a.log.With(logfield.Listener(l.what), logfield.Address(l.address))
+			go l.run(ctx)
+		}
+	}
+	if cfg.Socket != "" {
+		go a.listenForQuestions(ctx, cfg.Socket)
+	}
+}
+
+func (a *agent) healthMux() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/metrics", m.Handler())
-	mux.HandleFunc("/healthz", h.Healthz)
-	mux.HandleFunc("/livez", h.Livez)
+	mux.HandleFunc("/healthz", a.health.Healthz)
+	mux.HandleFunc("/livez", a.health.Livez)
+	return mux
+}
+
+func (a *agent) metricsMux(cfg Config) http.Handler {
+	slis := metrics.NewSLIs()
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", a.metrics.Handler())
+	mux.Handle("/metrics/slis", slis.Handler())
+	mux.HandleFunc("/healthz", slis.Healthz)
+	mux.Handle("/configz", metrics.Configz(cfg.Configz))
 	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		// The client may be gone; there is nobody to tell.
 		_, _ = w.Write([]byte("ebpf"))
 	})
-	go listen(ctx, cfg.MetricsAddress, "metrics", mux, log)
+	if cfg.Profiling {
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
+	return mux
 }
 
-// listen serves on address until ctx ends. A listener that cannot be had is
-// tried for again and again: Services matter more than being asked about them.
-func listen(ctx context.Context, address, what string, handler http.Handler, log *zap.Logger) {
-	if address == "" {
-		return
-	}
-	log = log.With(logfield.Listener(what), logfield.Address(address))
+// run serves until ctx ends. A listener that cannot be had is tried for again and
+// again: Services matter more than being asked about them.
+func (l listener) run(ctx context.Context) {
 	failing := false
 	for {
 		var lc net.ListenConfig
-		l, err := lc.Listen(ctx, "tcp", address)
+		socket, err := lc.Listen(ctx, "tcp", l.address)
 		if err == nil {
 			if failing {
-				log.Info("listening at last")
+				l.log.Info("listening at last")
 			}
 			failing = false
-			err = serveOn(ctx, l, handler)
+			err = serveOn(ctx, socket, l.handler)
 		}
 		if ctx.Err() != nil {
 			return
 		}
+		if l.fail != nil {
+			l.fail(fmt.Errorf("listen for %s: %w (bindAddressHardFail is set)", l.what, err))
+			return
+		}
 		if !failing {
-			log.Warn("cannot listen; trying again (does kube-proxy or another agent have the port?)", logfield.Error(err))
+			l.log.Warn("cannot listen; trying again (does kube-proxy or another agent have the port?)", logfield.Error(err))
+			l.recorder.Node(reflector.Notice{Warning: true, Reason: l.reason, Action: "StartKubeProxy", Note: err.Error()})
 			failing = true
 		}
 		select {

@@ -18,14 +18,38 @@ type bpfAddr struct {
 	B [16]uint8
 }
 
+type bpfAffinity struct {
+	_       structs.HostLayout
+	Backend bpfAddr
+	Client  bpfAddr
+	Port    uint16
+	Pad     uint16
+	LastSec uint32
+}
+
+type bpfAffinityKey struct {
+	_         structs.HostLayout
+	Netns     uint64
+	Client    bpfAddr
+	ServiceId uint32
+	Pad       uint32
+}
+
 type bpfAgentState struct {
-	_        structs.HostLayout
-	Started  int64
-	Synced   int64
-	CgroupId uint64
-	Pid      uint32
-	Pad      uint32
-	Version  [64]uint8
+	_           structs.HostLayout
+	Started     int64
+	Synced      int64
+	CgroupId    uint64
+	NetnsCookie uint64
+	Pid         uint32
+	Pad         uint32
+	Version     [64]uint8
+}
+
+type bpfCidrKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Addr      bpfAddr
 }
 
 type bpfControl struct {
@@ -41,18 +65,38 @@ const (
 	bpfCounterCOUNTER_CONNECT_TCP_TRANSLATE  bpfCounter = 1
 	bpfCounterCOUNTER_CONNECT_TCP_NO_BACKEND bpfCounter = 2
 	bpfCounterCOUNTER_CONNECT_TCP_NO_PORT    bpfCounter = 3
-	bpfCounterCOUNTER_CONNECT_UDP_PASS       bpfCounter = 4
-	bpfCounterCOUNTER_CONNECT_UDP_TRANSLATE  bpfCounter = 5
-	bpfCounterCOUNTER_CONNECT_UDP_NO_BACKEND bpfCounter = 6
-	bpfCounterCOUNTER_CONNECT_UDP_NO_PORT    bpfCounter = 7
-	bpfCounterCOUNTER_SEND_UDP_PASS          bpfCounter = 8
-	bpfCounterCOUNTER_SEND_UDP_TRANSLATE     bpfCounter = 9
-	bpfCounterCOUNTER_SEND_UDP_NO_BACKEND    bpfCounter = 10
-	bpfCounterCOUNTER_SEND_UDP_NO_PORT       bpfCounter = 11
-	bpfCounterCOUNTER_SEND_UDP_KEPT          bpfCounter = 12
-	bpfCounterCOUNTER_ORIGIN_OVERFLOW        bpfCounter = 13
-	bpfCounterCOUNTER_ORIGIN_LOST            bpfCounter = 14
-	bpfCounterCOUNTER_PEER_LOST              bpfCounter = 15
+	bpfCounterCOUNTER_CONNECT_TCP_NO_LOCAL   bpfCounter = 4
+	bpfCounterCOUNTER_CONNECT_TCP_DENIED     bpfCounter = 5
+	bpfCounterCOUNTER_CONNECT_TCP_NO_SERVICE bpfCounter = 6
+	bpfCounterCOUNTER_CONNECT_UDP_PASS       bpfCounter = 7
+	bpfCounterCOUNTER_CONNECT_UDP_TRANSLATE  bpfCounter = 8
+	bpfCounterCOUNTER_CONNECT_UDP_NO_BACKEND bpfCounter = 9
+	bpfCounterCOUNTER_CONNECT_UDP_NO_PORT    bpfCounter = 10
+	bpfCounterCOUNTER_CONNECT_UDP_NO_LOCAL   bpfCounter = 11
+	bpfCounterCOUNTER_CONNECT_UDP_DENIED     bpfCounter = 12
+	bpfCounterCOUNTER_CONNECT_UDP_NO_SERVICE bpfCounter = 13
+	bpfCounterCOUNTER_SEND_UDP_PASS          bpfCounter = 14
+	bpfCounterCOUNTER_SEND_UDP_TRANSLATE     bpfCounter = 15
+	bpfCounterCOUNTER_SEND_UDP_NO_BACKEND    bpfCounter = 16
+	bpfCounterCOUNTER_SEND_UDP_NO_PORT       bpfCounter = 17
+	bpfCounterCOUNTER_SEND_UDP_NO_LOCAL      bpfCounter = 18
+	bpfCounterCOUNTER_SEND_UDP_DENIED        bpfCounter = 19
+	bpfCounterCOUNTER_SEND_UDP_NO_SERVICE    bpfCounter = 20
+	bpfCounterCOUNTER_SEND_UDP_KEPT          bpfCounter = 21
+	bpfCounterCOUNTER_ORIGIN_OVERFLOW        bpfCounter = 22
+	bpfCounterCOUNTER_ORIGIN_LOST            bpfCounter = 23
+	bpfCounterCOUNTER_PEER_LOST              bpfCounter = 24
+	bpfCounterCOUNTER_AFFINITY_HIT           bpfCounter = 25
+	bpfCounterCOUNTER_AFFINITY_NEW           bpfCounter = 26
+	bpfCounterCOUNTER_AFFINITY_LOST          bpfCounter = 27
+	bpfCounterCOUNTER_CLIENT_UNKNOWN         bpfCounter = 28
+)
+
+type bpfEmptyRange uint32
+
+const (
+	bpfEmptyRangeEMPTY_NOWHERE   bpfEmptyRange = 0
+	bpfEmptyRangeEMPTY_ELSEWHERE bpfEmptyRange = 1
 )
 
 type bpfExportedTypes struct {
@@ -82,8 +126,13 @@ type bpfExportedTypes struct {
 		Pad        [2]uint8
 		Reason     uint32
 	}
-	Counter uint32
-	Verdict uint32
+	Counter       uint32
+	Verdict       uint32
+	Side          uint32
+	EmptyRange    uint32
+	ServiceOption uint64
+	MemberUse     uint32
+	NodeAddress   uint32
 }
 
 type bpfFrontend struct {
@@ -103,7 +152,11 @@ type bpfFrontendKey struct {
 type bpfFrontendKind uint32
 
 const (
-	bpfFrontendKindFRONTEND_CLUSTER_IP bpfFrontendKind = 1
+	bpfFrontendKindFRONTEND_CLUSTER_IP    bpfFrontendKind = 1
+	bpfFrontendKindFRONTEND_NODE_PORT     bpfFrontendKind = 2
+	bpfFrontendKindFRONTEND_LOAD_BALANCER bpfFrontendKind = 3
+	bpfFrontendKindFRONTEND_EXTERNAL_IP   bpfFrontendKind = 4
+	bpfFrontendKindFRONTEND_FOREIGN       bpfFrontendKind = 5
 )
 
 type bpfMemberKey struct {
@@ -111,8 +164,23 @@ type bpfMemberKey struct {
 	Backend   bpfAddr
 	ServiceId uint32
 	Port      uint16
-	Pad       uint16
+	Use       uint8
+	Pad       uint8
 }
+
+type bpfMemberUse uint32
+
+const (
+	bpfMemberUseUSE_SERVING bpfMemberUse = 0
+	bpfMemberUseUSE_SIDE    bpfMemberUse = 1
+)
+
+type bpfNodeAddress uint32
+
+const (
+	bpfNodeAddressNODE_ADDRESS_OPEN     bpfNodeAddress = 1
+	bpfNodeAddressNODE_ADDRESS_LOOPBACK bpfNodeAddress = 2
+)
 
 type bpfObjectName struct {
 	_         structs.HostLayout
@@ -181,8 +249,9 @@ type bpfProblem struct {
 }
 
 type bpfService struct {
-	_     structs.HostLayout
-	Range uint64
+	_       structs.HostLayout
+	Range   [3]uint64
+	Options uint64
 }
 
 type bpfServiceName struct {
@@ -195,11 +264,33 @@ type bpfServiceName struct {
 	Pad       [2]uint8
 }
 
+type bpfServiceOption uint64
+
+const (
+	bpfServiceOptionOPTION_RESTRICTED   bpfServiceOption = 4294967296
+	bpfServiceOptionOPTION_NODE_ALLOWED bpfServiceOption = 8589934592
+)
+
+type bpfSide uint32
+
+const (
+	bpfSideSIDE_CLUSTER_IP bpfSide = 0
+	bpfSideSIDE_INSIDE     bpfSide = 1
+	bpfSideSIDE_OUTSIDE    bpfSide = 2
+)
+
 type bpfSlot struct {
 	_       structs.HostLayout
 	Backend bpfAddr
 	Port    uint16
 	Pad     [6]uint8
+}
+
+type bpfSourceKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	ServiceId uint32
+	Addr      bpfAddr
 }
 
 type bpfUdpReason uint32
@@ -230,12 +321,16 @@ const (
 	bpfVerdictVERDICT_TRANSLATE  bpfVerdict = 1
 	bpfVerdictVERDICT_NO_BACKEND bpfVerdict = 2
 	bpfVerdictVERDICT_NO_PORT    bpfVerdict = 3
+	bpfVerdictVERDICT_NO_LOCAL   bpfVerdict = 4
+	bpfVerdictVERDICT_DENIED     bpfVerdict = 5
+	bpfVerdictVERDICT_NO_SERVICE bpfVerdict = 6
 )
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	bpfMapAffinity          = "affinity"
 	bpfMapAgent             = "agent"
 	bpfMapAnswered          = "answered"
 	bpfMapControl           = "control"
@@ -243,12 +338,15 @@ const (
 	bpfMapFrontends         = "frontends"
 	bpfMapMembers           = "members"
 	bpfMapNames             = "names"
+	bpfMapNodeAddresses     = "node_addresses"
 	bpfMapOrigins           = "origins"
 	bpfMapOriginsOverflow   = "origins_overflow"
 	bpfMapPeers             = "peers"
 	bpfMapProblems          = "problems"
+	bpfMapServiceCidrs      = "service_cidrs"
 	bpfMapServices          = "services"
 	bpfMapSlots             = "slots"
+	bpfMapSourceRanges      = "source_ranges"
 	bpfProgIterOrigins      = "iter_origins"
 	bpfProgIterUdp          = "iter_udp"
 	bpfProgSockConnect4     = "sock_connect4"
@@ -261,6 +359,7 @@ const (
 	bpfProgSockSendmsg6     = "sock_sendmsg6"
 	bpfVarCgroupId          = "cgroup_id"
 	bpfVarExportedTypes     = "exported_types"
+	bpfVarHostNetnsCookie   = "host_netns_cookie"
 	bpfVarPeersMask         = "peers_mask"
 	bpfVarUdpIdleSec        = "udp_idle_sec"
 )
@@ -323,6 +422,7 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
+	Affinity        *ebpf.MapSpec `ebpf:"affinity"`
 	Agent           *ebpf.MapSpec `ebpf:"agent"`
 	Answered        *ebpf.MapSpec `ebpf:"answered"`
 	Control         *ebpf.MapSpec `ebpf:"control"`
@@ -330,22 +430,26 @@ type bpfMapSpecs struct {
 	Frontends       *ebpf.MapSpec `ebpf:"frontends"`
 	Members         *ebpf.MapSpec `ebpf:"members"`
 	Names           *ebpf.MapSpec `ebpf:"names"`
+	NodeAddresses   *ebpf.MapSpec `ebpf:"node_addresses"`
 	Origins         *ebpf.MapSpec `ebpf:"origins"`
 	OriginsOverflow *ebpf.MapSpec `ebpf:"origins_overflow"`
 	Peers           *ebpf.MapSpec `ebpf:"peers"`
 	Problems        *ebpf.MapSpec `ebpf:"problems"`
+	ServiceCidrs    *ebpf.MapSpec `ebpf:"service_cidrs"`
 	Services        *ebpf.MapSpec `ebpf:"services"`
 	Slots           *ebpf.MapSpec `ebpf:"slots"`
+	SourceRanges    *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	CgroupId      *ebpf.VariableSpec `ebpf:"cgroup_id"`
-	ExportedTypes *ebpf.VariableSpec `ebpf:"exported_types"`
-	PeersMask     *ebpf.VariableSpec `ebpf:"peers_mask"`
-	UdpIdleSec    *ebpf.VariableSpec `ebpf:"udp_idle_sec"`
+	CgroupId        *ebpf.VariableSpec `ebpf:"cgroup_id"`
+	ExportedTypes   *ebpf.VariableSpec `ebpf:"exported_types"`
+	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	PeersMask       *ebpf.VariableSpec `ebpf:"peers_mask"`
+	UdpIdleSec      *ebpf.VariableSpec `ebpf:"udp_idle_sec"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -368,6 +472,7 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
+	Affinity        *ebpf.Map `ebpf:"affinity"`
 	Agent           *ebpf.Map `ebpf:"agent"`
 	Answered        *ebpf.Map `ebpf:"answered"`
 	Control         *ebpf.Map `ebpf:"control"`
@@ -375,16 +480,20 @@ type bpfMaps struct {
 	Frontends       *ebpf.Map `ebpf:"frontends"`
 	Members         *ebpf.Map `ebpf:"members"`
 	Names           *ebpf.Map `ebpf:"names"`
+	NodeAddresses   *ebpf.Map `ebpf:"node_addresses"`
 	Origins         *ebpf.Map `ebpf:"origins"`
 	OriginsOverflow *ebpf.Map `ebpf:"origins_overflow"`
 	Peers           *ebpf.Map `ebpf:"peers"`
 	Problems        *ebpf.Map `ebpf:"problems"`
+	ServiceCidrs    *ebpf.Map `ebpf:"service_cidrs"`
 	Services        *ebpf.Map `ebpf:"services"`
 	Slots           *ebpf.Map `ebpf:"slots"`
+	SourceRanges    *ebpf.Map `ebpf:"source_ranges"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
+		m.Affinity,
 		m.Agent,
 		m.Answered,
 		m.Control,
@@ -392,12 +501,15 @@ func (m *bpfMaps) Close() error {
 		m.Frontends,
 		m.Members,
 		m.Names,
+		m.NodeAddresses,
 		m.Origins,
 		m.OriginsOverflow,
 		m.Peers,
 		m.Problems,
+		m.ServiceCidrs,
 		m.Services,
 		m.Slots,
+		m.SourceRanges,
 	)
 }
 
@@ -405,10 +517,11 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	CgroupId      *ebpf.Variable `ebpf:"cgroup_id"`
-	ExportedTypes *ebpf.Variable `ebpf:"exported_types"`
-	PeersMask     *ebpf.Variable `ebpf:"peers_mask"`
-	UdpIdleSec    *ebpf.Variable `ebpf:"udp_idle_sec"`
+	CgroupId        *ebpf.Variable `ebpf:"cgroup_id"`
+	ExportedTypes   *ebpf.Variable `ebpf:"exported_types"`
+	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
+	PeersMask       *ebpf.Variable `ebpf:"peers_mask"`
+	UdpIdleSec      *ebpf.Variable `ebpf:"udp_idle_sec"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

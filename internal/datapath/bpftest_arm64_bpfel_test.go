@@ -18,14 +18,52 @@ type bpftestAddr struct {
 	B [16]uint8
 }
 
+type bpftestAffinity struct {
+	_       structs.HostLayout
+	Backend bpftestAddr
+	Client  bpftestAddr
+	Port    uint16
+	Pad     uint16
+	LastSec uint32
+}
+
+type bpftestAffinityIo struct {
+	_       structs.HostLayout
+	Connect uint32
+	Now     uint32
+	Found   uint32
+	State   bpftestAffinityState
+	Key     bpftestAffinityKey
+	Client  bpftestAddr
+	Target  bpftestTarget
+	Choice  bpftestChoice
+}
+
+type bpftestAffinityKey struct {
+	_         structs.HostLayout
+	Netns     uint64
+	Client    bpftestAddr
+	ServiceId uint32
+	Pad       uint32
+}
+
+type bpftestAffinityState uint32
+
+const (
+	bpftestAffinityStateAFFINITY_NONE bpftestAffinityState = 0
+	bpftestAffinityStateAFFINITY_KEPT bpftestAffinityState = 1
+	bpftestAffinityStateAFFINITY_OVER bpftestAffinityState = 2
+)
+
 type bpftestAgentState struct {
-	_        structs.HostLayout
-	Started  int64
-	Synced   int64
-	CgroupId uint64
-	Pid      uint32
-	Pad      uint32
-	Version  [64]uint8
+	_           structs.HostLayout
+	Started     int64
+	Synced      int64
+	CgroupId    uint64
+	NetnsCookie uint64
+	Pid         uint32
+	Pad         uint32
+	Version     [64]uint8
 }
 
 type bpftestChoice struct {
@@ -34,6 +72,21 @@ type bpftestChoice struct {
 	Port uint16
 	Pad  uint16
 	_    [4]byte
+}
+
+type bpftestCidrKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Addr      bpftestAddr
+}
+
+type bpftestClientIo struct {
+	_         structs.HostLayout
+	Family    uint32
+	ServiceId uint32
+	Addr      bpftestAddr
+	Found     uint32
+	Allowed   uint32
 }
 
 type bpftestControl struct {
@@ -60,8 +113,8 @@ type bpftestLookupIo struct {
 	_       structs.HostLayout
 	Req     bpftestRequest
 	Verdict bpftestVerdict
-	Target  bpftestTarget
 	_       [4]byte
+	Target  bpftestTarget
 	Choice  bpftestChoice
 }
 
@@ -70,7 +123,8 @@ type bpftestMemberKey struct {
 	Backend   bpftestAddr
 	ServiceId uint32
 	Port      uint16
-	Pad       uint16
+	Use       uint8
+	Pad       uint8
 }
 
 type bpftestObjectName struct {
@@ -179,8 +233,9 @@ type bpftestRequest struct {
 }
 
 type bpftestService struct {
-	_     structs.HostLayout
-	Range uint64
+	_       structs.HostLayout
+	Range   [3]uint64
+	Options uint64
 }
 
 type bpftestServiceName struct {
@@ -198,6 +253,13 @@ type bpftestSlot struct {
 	Backend bpftestAddr
 	Port    uint16
 	Pad     [6]uint8
+}
+
+type bpftestSourceKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	ServiceId uint32
+	Addr      bpftestAddr
 }
 
 type bpftestSpreadIo struct {
@@ -218,15 +280,21 @@ type bpftestStressResult struct {
 	Wrong   uint64
 	Torn    uint64
 	Missing uint64
+	Strange uint64
 	Absent  uint64
 }
 
 type bpftestTarget struct {
 	_          structs.HostLayout
+	Options    uint64
 	ServiceId  uint32
 	Base       uint32
 	Count      uint32
 	Generation uint32
+	Kind       uint8
+	Side       uint8
+	Loopback   uint8
+	Pad        [5]uint8
 }
 
 type bpftestTestTypes struct {
@@ -245,14 +313,19 @@ type bpftestTestTypes struct {
 			_     [4]byte
 		}
 		Verdict uint32
+		_       [4]byte
 		Target  struct {
 			_          structs.HostLayout
+			Options    uint64
 			ServiceId  uint32
 			Base       uint32
 			Count      uint32
 			Generation uint32
+			Kind       uint8
+			Side       uint8
+			Loopback   uint8
+			Pad        [5]uint8
 		}
-		_      [4]byte
 		Choice struct {
 			_    structs.HostLayout
 			Addr struct {
@@ -359,11 +432,70 @@ type bpftestTestTypes struct {
 		}
 		Target struct {
 			_          structs.HostLayout
+			Options    uint64
 			ServiceId  uint32
 			Base       uint32
 			Count      uint32
 			Generation uint32
+			Kind       uint8
+			Side       uint8
+			Loopback   uint8
+			Pad        [5]uint8
 		}
+	}
+	AffinityIo struct {
+		_       structs.HostLayout
+		Connect uint32
+		Now     uint32
+		Found   uint32
+		State   uint32
+		Key     struct {
+			_      structs.HostLayout
+			Netns  uint64
+			Client struct {
+				_ structs.HostLayout
+				B [16]uint8
+			}
+			ServiceId uint32
+			Pad       uint32
+		}
+		Client struct {
+			_ structs.HostLayout
+			B [16]uint8
+		}
+		Target struct {
+			_          structs.HostLayout
+			Options    uint64
+			ServiceId  uint32
+			Base       uint32
+			Count      uint32
+			Generation uint32
+			Kind       uint8
+			Side       uint8
+			Loopback   uint8
+			Pad        [5]uint8
+		}
+		Choice struct {
+			_    structs.HostLayout
+			Addr struct {
+				_ structs.HostLayout
+				B [16]uint8
+			}
+			Port uint16
+			Pad  uint16
+			_    [4]byte
+		}
+	}
+	ClientIo struct {
+		_         structs.HostLayout
+		Family    uint32
+		ServiceId uint32
+		Addr      struct {
+			_ structs.HostLayout
+			B [16]uint8
+		}
+		Found   uint32
+		Allowed uint32
 	}
 	StressIo struct {
 		_       structs.HostLayout
@@ -379,12 +511,16 @@ const (
 	bpftestVerdictVERDICT_TRANSLATE  bpftestVerdict = 1
 	bpftestVerdictVERDICT_NO_BACKEND bpftestVerdict = 2
 	bpftestVerdictVERDICT_NO_PORT    bpftestVerdict = 3
+	bpftestVerdictVERDICT_NO_LOCAL   bpftestVerdict = 4
+	bpftestVerdictVERDICT_DENIED     bpftestVerdict = 5
+	bpftestVerdictVERDICT_NO_SERVICE bpftestVerdict = 6
 )
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	bpftestMapAffinity        = "affinity"
 	bpftestMapAgent           = "agent"
 	bpftestMapAnswered        = "answered"
 	bpftestMapControl         = "control"
@@ -392,21 +528,27 @@ const (
 	bpftestMapFrontends       = "frontends"
 	bpftestMapMembers         = "members"
 	bpftestMapNames           = "names"
+	bpftestMapNodeAddresses   = "node_addresses"
 	bpftestMapOneOrigin       = "one_origin"
 	bpftestMapOrigins         = "origins"
 	bpftestMapOriginsOverflow = "origins_overflow"
 	bpftestMapPeers           = "peers"
 	bpftestMapProblems        = "problems"
+	bpftestMapServiceCidrs    = "service_cidrs"
 	bpftestMapServices        = "services"
 	bpftestMapSlots           = "slots"
+	bpftestMapSourceRanges    = "source_ranges"
 	bpftestMapSpread          = "spread"
 	bpftestMapStressResults   = "stress_results"
+	bpftestProgTestAffinity   = "test_affinity"
+	bpftestProgTestClient     = "test_client"
 	bpftestProgTestLookup     = "test_lookup"
 	bpftestProgTestOrigin     = "test_origin"
 	bpftestProgTestPeer       = "test_peer"
 	bpftestProgTestSpread     = "test_spread"
 	bpftestProgTestStress     = "test_stress"
 	bpftestVarCgroupId        = "cgroup_id"
+	bpftestVarHostNetnsCookie = "host_netns_cookie"
 	bpftestVarPeersMask       = "peers_mask"
 	bpftestVarStressStable    = "stress_stable"
 	bpftestVarStressTotal     = "stress_total"
@@ -456,17 +598,20 @@ type bpftestSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpftestProgramSpecs struct {
-	TestLookup *ebpf.ProgramSpec `ebpf:"test_lookup"`
-	TestOrigin *ebpf.ProgramSpec `ebpf:"test_origin"`
-	TestPeer   *ebpf.ProgramSpec `ebpf:"test_peer"`
-	TestSpread *ebpf.ProgramSpec `ebpf:"test_spread"`
-	TestStress *ebpf.ProgramSpec `ebpf:"test_stress"`
+	TestAffinity *ebpf.ProgramSpec `ebpf:"test_affinity"`
+	TestClient   *ebpf.ProgramSpec `ebpf:"test_client"`
+	TestLookup   *ebpf.ProgramSpec `ebpf:"test_lookup"`
+	TestOrigin   *ebpf.ProgramSpec `ebpf:"test_origin"`
+	TestPeer     *ebpf.ProgramSpec `ebpf:"test_peer"`
+	TestSpread   *ebpf.ProgramSpec `ebpf:"test_spread"`
+	TestStress   *ebpf.ProgramSpec `ebpf:"test_stress"`
 }
 
 // bpftestMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpftestMapSpecs struct {
+	Affinity        *ebpf.MapSpec `ebpf:"affinity"`
 	Agent           *ebpf.MapSpec `ebpf:"agent"`
 	Answered        *ebpf.MapSpec `ebpf:"answered"`
 	Control         *ebpf.MapSpec `ebpf:"control"`
@@ -474,13 +619,16 @@ type bpftestMapSpecs struct {
 	Frontends       *ebpf.MapSpec `ebpf:"frontends"`
 	Members         *ebpf.MapSpec `ebpf:"members"`
 	Names           *ebpf.MapSpec `ebpf:"names"`
+	NodeAddresses   *ebpf.MapSpec `ebpf:"node_addresses"`
 	OneOrigin       *ebpf.MapSpec `ebpf:"one_origin"`
 	Origins         *ebpf.MapSpec `ebpf:"origins"`
 	OriginsOverflow *ebpf.MapSpec `ebpf:"origins_overflow"`
 	Peers           *ebpf.MapSpec `ebpf:"peers"`
 	Problems        *ebpf.MapSpec `ebpf:"problems"`
+	ServiceCidrs    *ebpf.MapSpec `ebpf:"service_cidrs"`
 	Services        *ebpf.MapSpec `ebpf:"services"`
 	Slots           *ebpf.MapSpec `ebpf:"slots"`
+	SourceRanges    *ebpf.MapSpec `ebpf:"source_ranges"`
 	Spread          *ebpf.MapSpec `ebpf:"spread"`
 	StressResults   *ebpf.MapSpec `ebpf:"stress_results"`
 }
@@ -489,12 +637,13 @@ type bpftestMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpftestVariableSpecs struct {
-	CgroupId     *ebpf.VariableSpec `ebpf:"cgroup_id"`
-	PeersMask    *ebpf.VariableSpec `ebpf:"peers_mask"`
-	StressStable *ebpf.VariableSpec `ebpf:"stress_stable"`
-	StressTotal  *ebpf.VariableSpec `ebpf:"stress_total"`
-	TestTypes    *ebpf.VariableSpec `ebpf:"test_types"`
-	UdpIdleSec   *ebpf.VariableSpec `ebpf:"udp_idle_sec"`
+	CgroupId        *ebpf.VariableSpec `ebpf:"cgroup_id"`
+	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	PeersMask       *ebpf.VariableSpec `ebpf:"peers_mask"`
+	StressStable    *ebpf.VariableSpec `ebpf:"stress_stable"`
+	StressTotal     *ebpf.VariableSpec `ebpf:"stress_total"`
+	TestTypes       *ebpf.VariableSpec `ebpf:"test_types"`
+	UdpIdleSec      *ebpf.VariableSpec `ebpf:"udp_idle_sec"`
 }
 
 // bpftestObjects contains all objects after they have been loaded into the kernel.
@@ -517,6 +666,7 @@ func (o *bpftestObjects) Close() error {
 //
 // It can be passed to loadBpftestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpftestMaps struct {
+	Affinity        *ebpf.Map `ebpf:"affinity"`
 	Agent           *ebpf.Map `ebpf:"agent"`
 	Answered        *ebpf.Map `ebpf:"answered"`
 	Control         *ebpf.Map `ebpf:"control"`
@@ -524,19 +674,23 @@ type bpftestMaps struct {
 	Frontends       *ebpf.Map `ebpf:"frontends"`
 	Members         *ebpf.Map `ebpf:"members"`
 	Names           *ebpf.Map `ebpf:"names"`
+	NodeAddresses   *ebpf.Map `ebpf:"node_addresses"`
 	OneOrigin       *ebpf.Map `ebpf:"one_origin"`
 	Origins         *ebpf.Map `ebpf:"origins"`
 	OriginsOverflow *ebpf.Map `ebpf:"origins_overflow"`
 	Peers           *ebpf.Map `ebpf:"peers"`
 	Problems        *ebpf.Map `ebpf:"problems"`
+	ServiceCidrs    *ebpf.Map `ebpf:"service_cidrs"`
 	Services        *ebpf.Map `ebpf:"services"`
 	Slots           *ebpf.Map `ebpf:"slots"`
+	SourceRanges    *ebpf.Map `ebpf:"source_ranges"`
 	Spread          *ebpf.Map `ebpf:"spread"`
 	StressResults   *ebpf.Map `ebpf:"stress_results"`
 }
 
 func (m *bpftestMaps) Close() error {
 	return _BpftestClose(
+		m.Affinity,
 		m.Agent,
 		m.Answered,
 		m.Control,
@@ -544,13 +698,16 @@ func (m *bpftestMaps) Close() error {
 		m.Frontends,
 		m.Members,
 		m.Names,
+		m.NodeAddresses,
 		m.OneOrigin,
 		m.Origins,
 		m.OriginsOverflow,
 		m.Peers,
 		m.Problems,
+		m.ServiceCidrs,
 		m.Services,
 		m.Slots,
+		m.SourceRanges,
 		m.Spread,
 		m.StressResults,
 	)
@@ -560,27 +717,32 @@ func (m *bpftestMaps) Close() error {
 //
 // It can be passed to loadBpftestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpftestVariables struct {
-	CgroupId     *ebpf.Variable `ebpf:"cgroup_id"`
-	PeersMask    *ebpf.Variable `ebpf:"peers_mask"`
-	StressStable *ebpf.Variable `ebpf:"stress_stable"`
-	StressTotal  *ebpf.Variable `ebpf:"stress_total"`
-	TestTypes    *ebpf.Variable `ebpf:"test_types"`
-	UdpIdleSec   *ebpf.Variable `ebpf:"udp_idle_sec"`
+	CgroupId        *ebpf.Variable `ebpf:"cgroup_id"`
+	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
+	PeersMask       *ebpf.Variable `ebpf:"peers_mask"`
+	StressStable    *ebpf.Variable `ebpf:"stress_stable"`
+	StressTotal     *ebpf.Variable `ebpf:"stress_total"`
+	TestTypes       *ebpf.Variable `ebpf:"test_types"`
+	UdpIdleSec      *ebpf.Variable `ebpf:"udp_idle_sec"`
 }
 
 // bpftestPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadBpftestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpftestPrograms struct {
-	TestLookup *ebpf.Program `ebpf:"test_lookup"`
-	TestOrigin *ebpf.Program `ebpf:"test_origin"`
-	TestPeer   *ebpf.Program `ebpf:"test_peer"`
-	TestSpread *ebpf.Program `ebpf:"test_spread"`
-	TestStress *ebpf.Program `ebpf:"test_stress"`
+	TestAffinity *ebpf.Program `ebpf:"test_affinity"`
+	TestClient   *ebpf.Program `ebpf:"test_client"`
+	TestLookup   *ebpf.Program `ebpf:"test_lookup"`
+	TestOrigin   *ebpf.Program `ebpf:"test_origin"`
+	TestPeer     *ebpf.Program `ebpf:"test_peer"`
+	TestSpread   *ebpf.Program `ebpf:"test_spread"`
+	TestStress   *ebpf.Program `ebpf:"test_stress"`
 }
 
 func (p *bpftestPrograms) Close() error {
 	return _BpftestClose(
+		p.TestAffinity,
+		p.TestClient,
 		p.TestLookup,
 		p.TestOrigin,
 		p.TestPeer,

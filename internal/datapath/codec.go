@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/fairlead-lb/fairlead/internal/lb"
 )
@@ -45,10 +46,13 @@ func decodeFrontend(f bpfFrontend) lb.Frontend {
 	return lb.Frontend{Service: lb.ServiceID(f.ServiceId), Kind: lb.FrontendKind(f.Kind)}
 }
 
-// The parts of a range word: see struct service in bpf/types.h.
+// The parts of a service's words: see struct service in bpf/types.h.
 const (
 	rangeBaseBits  = 24
 	rangeCountBits = 16
+
+	optionRestricted  = uint64(bpfServiceOptionOPTION_RESTRICTED)
+	optionNodeAllowed = uint64(bpfServiceOptionOPTION_NODE_ALLOWED)
 )
 
 func encodeRange(r lb.Range) uint64 {
@@ -61,6 +65,30 @@ func decodeRange(word uint64) lb.Range {
 		Count:      uint16(word >> rangeBaseBits),
 		Generation: uint32(word >> (rangeBaseBits + rangeCountBits)),
 	}
+}
+
+// encodeOptions makes the word of everything in row but the ranges.
+func encodeOptions(row lb.ServiceRow) uint64 {
+	word := uint64(row.Affinity)
+	if row.Restricted {
+		word |= optionRestricted
+	}
+	if row.NodeAllowed {
+		word |= optionNodeAllowed
+	}
+	return word
+}
+
+func decodeService(s bpfService) lb.ServiceRow {
+	row := lb.ServiceRow{
+		Affinity:    uint32(s.Options),
+		Restricted:  s.Options&optionRestricted != 0,
+		NodeAllowed: s.Options&optionNodeAllowed != 0,
+	}
+	for side, word := range s.Range {
+		row.Sides[side] = decodeRange(word)
+	}
+	return row
 }
 
 func encodeSlot(b lb.Backend) bpfSlot {
@@ -76,6 +104,7 @@ func encodeMember(m lb.Member) bpfMemberKey {
 		ServiceId: uint32(m.Service),
 		Backend:   encodeAddr(m.Backend.Addr),
 		Port:      networkPort(m.Backend.Port),
+		Use:       uint8(m.Use),
 	}
 }
 
@@ -83,7 +112,69 @@ func decodeMember(k bpfMemberKey) lb.Member {
 	return lb.Member{
 		Service: lb.ServiceID(k.ServiceId),
 		Backend: lb.Backend{Addr: decodeAddr(k.Backend), Port: networkPort(k.Port)},
+		Use:     lb.Use(k.Use),
 	}
+}
+
+// mappedBits is how many bits come before an IPv4 address in the kernel's.
+const mappedBits = 96
+
+// encodePrefix returns the address of a prefix, masked, and how many of its bits
+// count.
+func encodePrefix(p netip.Prefix) (bpfAddr, uint32) {
+	p = p.Masked()
+	if p.Addr().Is4() {
+		return encodeAddr(p.Addr()), mappedBits + uint32(p.Bits())
+	}
+	return encodeAddr(p.Addr()), uint32(p.Bits())
+}
+
+// decodePrefix is encodePrefix backwards.
+func decodePrefix(a bpfAddr, bits uint32) netip.Prefix {
+	addr := netip.AddrFrom16(a.B)
+	if addr.Is4In6() && bits >= mappedBits {
+		return netip.PrefixFrom(addr.Unmap(), int(bits)-mappedBits)
+	}
+	return netip.PrefixFrom(addr, int(bits))
+}
+
+// sourceBits is how many bits of a source's key come before the address, all of
+// which count.
+const sourceBits = 32
+
+func encodeSource(s lb.Source) bpfSourceKey {
+	addr, bits := encodePrefix(s.Prefix)
+	return bpfSourceKey{Prefixlen: sourceBits + bits, ServiceId: uint32(s.Service), Addr: addr}
+}
+
+func decodeSource(k bpfSourceKey) lb.Source {
+	return lb.Source{Service: lb.ServiceID(k.ServiceId), Prefix: decodePrefix(k.Addr, k.Prefixlen-sourceBits)}
+}
+
+func encodeCIDR(p netip.Prefix) bpfCidrKey {
+	addr, bits := encodePrefix(p)
+	return bpfCidrKey{Prefixlen: bits, Addr: addr}
+}
+
+func decodeCIDR(k bpfCidrKey) netip.Prefix { return decodePrefix(k.Addr, k.Prefixlen) }
+
+// decodeAffinity returns the row as of nowSec, on the clock of programs. An entry
+// from a second that has just begun may be ahead of it.
+func decodeAffinity(k *bpfAffinityKey, v *bpfAffinity, nowSec uint32) AffinityEntry {
+	client := v.Client
+	if client == (bpfAddr{}) {
+		client = k.Client
+	}
+	e := AffinityEntry{
+		Netns:   k.Netns,
+		Service: lb.ServiceID(k.ServiceId),
+		Backend: lb.Backend{Addr: decodeAddr(v.Backend), Port: networkPort(v.Port)},
+		Age:     time.Duration(max(0, int32(nowSec-v.LastSec))) * time.Second,
+	}
+	if client != (bpfAddr{}) {
+		e.Client = decodeAddr(client)
+	}
+	return e
 }
 
 // encodeString fills a zero-terminated field. It fails when s does not fit;

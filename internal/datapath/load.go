@@ -4,6 +4,7 @@
 package datapath
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
@@ -23,16 +25,18 @@ import (
 
 // ABI is the version of the maps' layout, bpf/types.h and bpf/maps.h. It is part
 // of the pin directory's name, so a build never touches maps it does not know.
-const ABI = 1
+const ABI = 2
 
 // Sizes are the capacities of the maps, in rows. A zero keeps the default of
 // bpf/maps.h.
 type Sizes struct {
-	Frontends uint32 // addresses and ports clients dial, one more for each ClusterIP
-	Services  uint32 // service ports in one family, and one
-	Slots     uint32 // backends of all services, twice over while they change
-	Members   uint32 // backends of UDP services
-	Peers     uint32 // TCP sockets that getpeername is right for; a power of two
+	Frontends    uint32 // addresses and ports clients dial, one more for each ClusterIP
+	Services     uint32 // service ports in one family, and one
+	Slots        uint32 // backends of all services, twice over while they change
+	Members      uint32 // backends of UDP services, and of services with an affinity once for each side
+	SourceRanges uint32 // ranges of clients that may use load-balancer IPs
+	Affinity     uint32 // pairs of a client and a service with an affinity; the oldest make room
+	Peers        uint32 // TCP sockets that getpeername is right for; a power of two
 }
 
 // Config says what Open loads.
@@ -43,6 +47,9 @@ type Config struct {
 	Sizes Sizes
 	// CgroupID is the inode of the cgroup that the hooks will be on.
 	CgroupID uint64
+	// HostNetnsCookie is the cookie of the network namespace that processes on
+	// the node are in (SO_NETNS_COOKIE of a socket there).
+	HostNetnsCookie uint64
 }
 
 // Datapath is the agent's hold on the kernel: the tables and the programs. Close
@@ -55,6 +62,10 @@ type Datapath struct {
 	// NoIterators says why stale UDP sockets cannot be found on this kernel;
 	// nil where they can.
 	NoIterators error
+	// NoClientAddress says why programs cannot see at which address a pod is;
+	// nil where they can. Restricted load-balancer IPs are then denied to pods'
+	// sockets that are not bound to an address.
+	NoClientAddress error
 
 	programs  map[string]*ebpf.Program
 	iterators map[string]*ebpf.Program
@@ -67,7 +78,9 @@ var ErrNotBPFFS = errors.New("not on a BPF file system (mount one: mount -t bpf 
 // ErrNoDatapath says that nothing of this ABI is pinned below a root.
 var ErrNoDatapath = errors.New("no fairlead datapath is pinned there")
 
-func versionDir(root string) string { return filepath.Join(root, "v"+strconv.Itoa(ABI)) }
+func versionName(abi int) string { return "v" + strconv.Itoa(abi) }
+
+func versionDir(root string) string { return filepath.Join(root, versionName(ABI)) }
 
 // LinkPath returns where the link of a hook is pinned.
 func LinkPath(root, hook string) string { return filepath.Join(versionDir(root), "links", hook) }
@@ -107,19 +120,12 @@ func open(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	hooks, iterators := spec.Copy(), spec
-	for name, prog := range spec.Programs {
-		if prog.Type == ebpf.Tracing {
-			delete(hooks.Programs, name)
-		} else {
-			delete(iterators.Programs, name)
-		}
-	}
-	coll, err := loadPinned(hooks, cfg.Root)
+	hooks, iterators := split(spec)
+	coll, noTypes, err := loadHooks(hooks, cfg.Root)
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{Resized: resized, programs: coll.Programs}
+	d := &Datapath{Resized: resized, NoClientAddress: noTypes, programs: coll.Programs}
 	if d.Tables, err = newTables(coll.Maps, unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		coll.Close()
 		return nil, err
@@ -130,7 +136,7 @@ func open(cfg Config) (*Datapath, error) {
 		return nil, err
 	}
 	// The maps are pinned by now: the second collection takes up the same ones.
-	more, err := loadPinned(iterators, cfg.Root)
+	more, err := loadPinned(iterators, cfg.Root, nil)
 	if err != nil {
 		d.NoIterators = err
 		return d, nil
@@ -142,6 +148,20 @@ func open(cfg Config) (*Datapath, error) {
 	return d, nil
 }
 
+// split makes two specifications of one: what every kernel must load, and what
+// helps where it does.
+func split(spec *ebpf.CollectionSpec) (hooks, iterators *ebpf.CollectionSpec) {
+	hooks, iterators = spec.Copy(), spec.Copy()
+	for name, prog := range spec.Programs {
+		if prog.Type == ebpf.Tracing {
+			delete(hooks.Programs, name)
+		} else {
+			delete(iterators.Programs, name)
+		}
+	}
+	return hooks, iterators
+}
+
 // buildSpec reads the embedded object and sets sizes, options and pins.
 func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err error) {
 	if cfg.Sizes.Slots > lb.MaxSlots {
@@ -151,12 +171,14 @@ func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err err
 		return nil, nil, err
 	}
 	for name, size := range map[string]uint32{
-		bpfMapFrontends: cfg.Sizes.Frontends,
-		bpfMapServices:  cfg.Sizes.Services,
-		bpfMapNames:     cfg.Sizes.Services,
-		bpfMapSlots:     cfg.Sizes.Slots,
-		bpfMapMembers:   cfg.Sizes.Members,
-		bpfMapPeers:     cfg.Sizes.Peers,
+		bpfMapFrontends:    cfg.Sizes.Frontends,
+		bpfMapServices:     cfg.Sizes.Services,
+		bpfMapNames:        cfg.Sizes.Services,
+		bpfMapSlots:        cfg.Sizes.Slots,
+		bpfMapMembers:      cfg.Sizes.Members,
+		bpfMapSourceRanges: cfg.Sizes.SourceRanges,
+		bpfMapAffinity:     cfg.Sizes.Affinity,
+		bpfMapPeers:        cfg.Sizes.Peers,
 	} {
 		if size != 0 {
 			spec.Maps[name].MaxEntries = size
@@ -178,6 +200,7 @@ func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err err
 	err = errors.Join(
 		spec.Variables[bpfVarPeersMask].Set(spec.Maps[bpfMapPeers].MaxEntries-1),
 		spec.Variables[bpfVarCgroupId].Set(cfg.CgroupID),
+		spec.Variables[bpfVarHostNetnsCookie].Set(cfg.HostNetnsCookie),
 	)
 	return spec, resized, err
 }
@@ -200,9 +223,41 @@ func keepPinnedSize(root string, spec *ebpf.MapSpec) (changed bool, err error) {
 	return true, nil
 }
 
-func loadPinned(spec *ebpf.CollectionSpec, root string) (*ebpf.Collection, error) {
+// loadHooks loads the programs of the socket path. noTypes says why they were
+// loaded for a kernel whose types are unknown; see bpf/client.h for what they do
+// without.
+func loadHooks(spec *ebpf.CollectionSpec, root string) (coll *ebpf.Collection, noTypes, err error) {
+	coll, err = loadPinned(spec, root, nil)
+	if err == nil {
+		return coll, nil, nil
+	}
+	if _, noTypes = btf.LoadKernelSpec(); noTypes == nil {
+		return nil, nil, err
+	}
+	types, err := emptyTypes()
+	if err != nil {
+		return nil, nil, err
+	}
+	coll, err = loadPinned(spec, root, types)
+	return coll, noTypes, err
+}
+
+// emptyTypes returns the type information of a kernel that has none.
+func emptyTypes() (*btf.Spec, error) {
+	var none btf.Builder
+	raw, err := none.Marshal(nil, nil)
+	if err != nil {
+		return nil, fmt.Errorf("make empty type information: %w", err)
+	}
+	return btf.LoadSpecFromReader(bytes.NewReader(raw))
+}
+
+// loadPinned loads a collection with the pinned maps. types, unless nil, stands
+// for the kernel's own.
+func loadPinned(spec *ebpf.CollectionSpec, root string, types *btf.Spec) (*ebpf.Collection, error) {
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		Maps: ebpf.MapOptions{PinPath: filepath.Join(versionDir(root), "maps")},
+		Maps:     ebpf.MapOptions{PinPath: filepath.Join(versionDir(root), "maps")},
+		Programs: ebpf.ProgramOptions{KernelTypes: types},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load BPF maps and programs: %w", err)

@@ -3,17 +3,22 @@
 
 package datapath
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -type addr -type request -type target -type choice -type verdict -type lookup_io -type spread_io -type peer_io -type peer_op -type origin_io -type origin_op -type stress_io -type stress_result bpftest ../../bpf/tests/lookup_test.bpf.c -- -O2 -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -type addr -type request -type target -type choice -type verdict -type lookup_io -type spread_io -type peer_io -type peer_op -type origin_io -type origin_op -type affinity_io -type affinity_state -type client_io -type stress_io -type stress_result bpftest ../../bpf/tests/lookup_test.bpf.c -- -O2 -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu
 
 import (
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
+	"strconv"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/fairlead-lb/fairlead/internal/lb"
+	"github.com/fairlead-lb/fairlead/internal/sandbox"
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
 
@@ -79,7 +84,11 @@ func (c bpftestChoice) addrPort() netip.AddrPort {
 
 // TestPrograms shares one datapath, since the verifier takes its time.
 func TestPrograms(t *testing.T) {
-	d := openDatapath(t, testutil.BPFRoot(t), small)
+	sizes := small
+	// Of an LRU map each processor keeps 128 rows for itself and rather takes
+	// those in use than another's.
+	sizes.Affinity = 4096
+	d := openDatapath(t, testutil.BPFRoot(t), sizes)
 	objects := loadTests(t, d, nil)
 	for _, tc := range []struct {
 		name string
@@ -91,27 +100,81 @@ func TestPrograms(t *testing.T) {
 		{"origins", testOrigins},
 		{"which backend a socket avoids", testAvoid},
 		{"which entry is usable", testUsable},
+		{"affinities", testAffinity},
+		{"connections at once get one backend", testAffinityRace},
+		{"source ranges", testSourceRanges},
+		{"addresses of pods", testPodAddress},
 	} {
 		t.Run(tc.name, func(t *testing.T) { tc.test(t, d, objects) })
 	}
 }
 
-func testVerdicts(t *testing.T, d *Datapath, objects *bpftestObjects) {
-	rows := sample()
-	rows.Names[4] = lb.ServicePort{Service: lb.Name{Namespace: "default", Name: "web"}, Protocol: lb.TCP, Family: lb.IPv6}
-	rows.Services[4] = lb.Range{Base: 20, Count: 1, Generation: 1}
-	rows.Slots[20] = backend("[fd00:244::2]:8080")
-	rows.Frontends[frontendKey("[fd00:96::b]:80", lb.TCP)] = lb.Frontend{Service: 4, Kind: lb.KindClusterIP}
-	rows.Frontends[lb.FrontendKey{VIP: netip.MustParseAddr("fd00:96::b")}] = lb.Frontend{Kind: lb.KindClusterIP}
-	// No wildcard belongs to this address.
-	rows.Frontends[frontendKey("192.0.2.1:80", lb.TCP)] = lb.Frontend{Service: 2, Kind: lb.KindClusterIP}
-	write(t, d.Tables, rows)
+// verdictRows are what testVerdicts asks about. Service 1 has another set on each
+// side, 2 is a restricted one, 3 has no backends, 4 has none on this node.
+func verdictRows() lb.Tables {
+	rows := lb.NewTables()
+	name := lb.Name{Namespace: "default", Name: "web"}
+	for id, row := range map[lb.ServiceID]lb.ServiceRow{
+		1: {Sides: [lb.Sides]lb.Range{{Base: 10, Count: 2, Generation: 7}, {Base: 12, Count: 1, Generation: 8}, {Base: 13, Count: 1, Generation: 9}}, Affinity: 10800},
+		2: {Sides: [lb.Sides]lb.Range{{Base: 14, Count: 1}, {Base: 14, Count: 1}, {Base: 14, Count: 1}}, Restricted: true, NodeAllowed: true},
+		3: {Sides: [lb.Sides]lb.Range{{Generation: 1}, {}, {}}},
+		4: {Sides: [lb.Sides]lb.Range{lb.Range{}.NextEmpty(true), lb.Range{}.NextEmpty(true), {Base: 14, Count: 1}}},
+	} {
+		rows.Names[id] = lb.ServicePort{Service: name, Port: "p" + strconv.Itoa(int(id)), Protocol: lb.TCP, Family: lb.IPv4}
+		rows.Services[id] = row
+	}
+	for slot, b := range map[uint32]string{
+		10: "10.244.0.2:5353", 11: "10.244.0.3:5353", 12: "10.244.0.4:5353", 13: "10.244.0.5:5353", 14: "[fd00:244::2]:8080",
+	} {
+		rows.Slots[slot] = backend(b)
+	}
+	for _, f := range []struct {
+		dial     string
+		protocol lb.Protocol
+		service  lb.ServiceID
+		kind     lb.FrontendKind
+	}{
+		{"10.96.0.10:53", lb.UDP, 1, lb.KindClusterIP},
+		{"10.96.0.10:53", lb.TCP, 3, lb.KindClusterIP},
+		{"[fd00:96::b]:80", lb.TCP, 2, lb.KindClusterIP},
+		{"10.96.0.11:80", lb.TCP, 4, lb.KindClusterIP},
+		{"0.0.0.0:30053", lb.UDP, 1, lb.KindNodePort},
+		{"0.0.0.0:30080", lb.TCP, 4, lb.KindNodePort},
+		{"[::]:30080", lb.TCP, 2, lb.KindNodePort},
+		{"198.51.100.1:53", lb.UDP, 1, lb.KindLoadBalancer},
+		{"198.51.100.1:80", lb.TCP, 2, lb.KindLoadBalancer},
+		{"198.51.100.2:80", lb.TCP, 2, lb.KindExternalIP},
+		{"203.0.113.1:30080", lb.TCP, 3, lb.KindExternalIP}, // a node address, too
+	} {
+		rows.Frontends[frontendKey(f.dial, f.protocol)] = lb.Frontend{Service: f.service, Kind: f.kind}
+	}
+	for vip, kind := range map[string]lb.FrontendKind{
+		"10.96.0.10": lb.KindClusterIP, "10.96.0.11": lb.KindClusterIP, "fd00:96::b": lb.KindClusterIP, "10.96.0.20": lb.KindForeign,
+	} {
+		rows.Frontends[lb.FrontendKey{VIP: netip.MustParseAddr(vip)}] = lb.Frontend{Kind: kind}
+	}
+	for addr, kind := range map[string]lb.NodeAddress{
+		"203.0.113.1": lb.NodeAddressOpen, "2001:db8::1": lb.NodeAddressOpen,
+		"127.0.0.1": lb.NodeAddressLoopback, "::1": lb.NodeAddressLoopback,
+	} {
+		rows.NodeAddresses[netip.MustParseAddr(addr)] = kind
+	}
+	for _, cidr := range []string{"10.96.0.0/16", "fd00:96::/112"} {
+		rows.ServiceCIDRs[netip.MustParsePrefix(cidr)] = struct{}{}
+	}
+	return rows
+}
 
+func testVerdicts(t *testing.T, d *Datapath, objects *bpftestObjects) {
+	rows := verdictRows()
+	write(t, d.Tables, rows)
 	const (
 		pass      = bpftestVerdictVERDICT_PASS
 		translate = bpftestVerdictVERDICT_TRANSLATE
 		noBackend = bpftestVerdictVERDICT_NO_BACKEND
 		noPort    = bpftestVerdictVERDICT_NO_PORT
+		noLocal   = bpftestVerdictVERDICT_NO_LOCAL
+		noService = bpftestVerdictVERDICT_NO_SERVICE
 	)
 	for _, tc := range []struct {
 		name     string
@@ -119,40 +182,82 @@ func testVerdicts(t *testing.T, d *Datapath, objects *bpftestObjects) {
 		protocol lb.Protocol
 		verdict  bpftestVerdict
 		service  uint32
-		backends []string
+		kind     lb.FrontendKind // and by it the side
+		loopback uint8
 	}{
-		{"nobody's address", "10.244.0.2:5353", lb.TCP, pass, 0, nil},
-		{"nobody's IPv6 address", "[fd00:244::2]:5353", lb.UDP, pass, 0, nil},
-		{"UDP of a port that TCP has too", "10.96.0.10:53", lb.UDP, translate, 1, []string{"10.244.0.2:5353", "10.244.0.3:5353"}},
-		{"TCP of a port that UDP has too", "10.96.0.10:53", lb.TCP, translate, 2, []string{"10.244.0.2:5353"}},
-		{"IPv6", "[fd00:96::b]:80", lb.TCP, translate, 4, []string{"[fd00:244::2]:8080"}},
-		{"an IPv4-mapped address is the IPv4 one", "[::ffff:10.96.0.10]:53", lb.TCP, translate, 2, []string{"10.244.0.2:5353"}},
-		{"a service without backends", "[fd00:96::a]:53", lb.UDP, noBackend, 3, nil},
-		{"a port that the ClusterIP does not have", "10.96.0.10:54", lb.TCP, noPort, 0, nil},
-		{"a protocol that the port does not have", "[fd00:96::b]:80", lb.UDP, noPort, 0, nil},
-		{"port 0 of a ClusterIP", "10.96.0.10:0", lb.TCP, noPort, 0, nil},
-		{"another port of an address without a wildcard", "192.0.2.1:81", lb.TCP, pass, 0, nil},
-		{"an IPv6 address that ends like an IPv4 VIP", "[::a60:a]:53", lb.TCP, pass, 0, nil},
+		{"nobody's address", "10.244.0.2:5353", lb.TCP, pass, 0, 0, 0},
+		{"nobody's IPv6 address", "[fd00:244::2]:5353", lb.UDP, pass, 0, 0, 0},
+		{"a ClusterIP", "10.96.0.10:53", lb.UDP, translate, 1, lb.KindClusterIP, 0},
+		{"an IPv4-mapped address is the IPv4 one", "[::ffff:10.96.0.10]:53", lb.UDP, translate, 1, lb.KindClusterIP, 0},
+		{"TCP of a port that UDP has too, without backends", "10.96.0.10:53", lb.TCP, noBackend, 3, lb.KindClusterIP, 0},
+		{"IPv6", "[fd00:96::b]:80", lb.TCP, translate, 2, lb.KindClusterIP, 0},
+		{"a policy Local and no backend on this node", "10.96.0.11:80", lb.TCP, noLocal, 4, lb.KindClusterIP, 0},
+		{"a port that the ClusterIP does not have", "10.96.0.10:54", lb.TCP, noPort, 0, 0, 0},
+		{"a protocol that the port does not have", "[fd00:96::b]:80", lb.UDP, noPort, 0, 0, 0},
+		{"port 0 of a ClusterIP", "10.96.0.10:0", lb.TCP, noPort, 0, 0, 0},
+		{"a ClusterIP that another proxy serves", "10.96.0.20:80", lb.TCP, pass, 0, 0, 0},
+		{"nobody's address in a service CIDR", "10.96.7.7:80", lb.TCP, noService, 0, 0, 0},
+		{"nobody's IPv6 address in a service CIDR", "[fd00:96::c]:80", lb.UDP, noService, 0, 0, 0},
+		{"an address beside the service CIDRs", "10.97.0.10:53", lb.UDP, pass, 0, 0, 0},
+		{"an IPv6 address that ends like an IPv4 VIP", "[::a60:a]:53", lb.UDP, pass, 0, 0, 0},
+		{"a load-balancer IP", "198.51.100.1:53", lb.UDP, translate, 1, lb.KindLoadBalancer, 0},
+		{"a load-balancer IP of a restricted service", "198.51.100.1:80", lb.TCP, translate, 2, lb.KindLoadBalancer, 0},
+		{"an external IP", "198.51.100.2:80", lb.TCP, translate, 2, lb.KindExternalIP, 0},
+		{"another port of an external IP", "198.51.100.2:81", lb.TCP, pass, 0, 0, 0},
+		{"a NodePort at an address of the node", "203.0.113.1:30053", lb.UDP, translate, 1, lb.KindNodePort, 0},
+		{"a NodePort at an IPv6 address of the node", "[2001:db8::1]:30080", lb.TCP, translate, 2, lb.KindNodePort, 0},
+		{"a NodePort at a mapped address of the node", "[::ffff:203.0.113.1]:30053", lb.UDP, translate, 1, lb.KindNodePort, 0},
+		{"a NodePort of the other family", "[2001:db8::1]:30053", lb.UDP, pass, 0, 0, 0},
+		{"an address with a frontend of its own beats the NodePort", "203.0.113.1:30080", lb.TCP, noBackend, 3, lb.KindExternalIP, 0},
+		{"a NodePort at another node's address", "203.0.113.2:30053", lb.UDP, pass, 0, 0, 0},
+		{"no NodePort at an address of the node", "203.0.113.1:443", lb.TCP, pass, 0, 0, 0},
+		{"a NodePort at a loopback address", "127.0.0.1:30053", lb.UDP, translate, 1, lb.KindNodePort, 1},
+		{"a NodePort without backends at a loopback address", "127.0.0.1:30080", lb.TCP, noLocal, 4, lb.KindNodePort, 1},
+		{"a NodePort at the IPv6 loopback address", "[::1]:30080", lb.TCP, translate, 2, lb.KindNodePort, 1},
+		{"no NodePort at a loopback address", "127.0.0.1:443", lb.TCP, pass, 0, 0, 0},
+		{"the unspecified address is not a node's", "0.0.0.0:30053", lb.UDP, pass, 0, 0, 0},
+		{"the unspecified IPv6 address is not a node's", "[::]:30080", lb.TCP, pass, 0, 0, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			io := ask(t, objects.TestLookup, bpftestLookupIo{Req: request(netip.MustParseAddrPort(tc.dial), tc.protocol)})
 			if io.Verdict != tc.verdict || io.Target.ServiceId != tc.service {
 				t.Errorf("verdict %d for service %d, want %d for %d", io.Verdict, io.Target.ServiceId, tc.verdict, tc.service)
 			}
-			got := io.Choice.addrPort().String()
-			if tc.verdict == translate && !slices.Contains(tc.backends, got) {
-				t.Errorf("backend %s, want one of %v", got, tc.backends)
+			if io.Target.Kind != uint8(tc.kind) || io.Target.Loopback != tc.loopback {
+				t.Errorf("a frontend of kind %v, loopback %d; want %v, %d",
+					lb.FrontendKind(io.Target.Kind), io.Target.Loopback, tc.kind, tc.loopback)
 			}
-			if want := rows.Services[lb.ServiceID(tc.service)]; tc.verdict == translate &&
-				(io.Target.Base != want.Base || io.Target.Count != uint32(want.Count) || io.Target.Generation != want.Generation) {
-				t.Errorf("target %+v, want %+v", io.Target, want)
+			if tc.service != 0 {
+				wantTarget(t, io, rows, tc.kind.Inside())
 			}
 		})
 	}
 	erase(t, d.Tables, rows)
 	io := ask(t, objects.TestLookup, bpftestLookupIo{Req: request(netip.MustParseAddrPort("10.96.0.10:53"), lb.UDP)})
 	if io.Verdict != pass {
-		t.Errorf("verdict %d after the frontend was deleted, want pass", io.Verdict)
+		t.Errorf("verdict %d after everything was deleted, want pass", io.Verdict)
+	}
+}
+
+// wantTarget checks what the program has read of a service, and that its choice is
+// in the set of the side.
+func wantTarget(t *testing.T, io bpftestLookupIo, rows lb.Tables, side lb.Side) {
+	t.Helper()
+	row := rows.Services[lb.ServiceID(io.Target.ServiceId)]
+	want := bpftestTarget{
+		ServiceId: io.Target.ServiceId, Options: encodeOptions(row), Kind: io.Target.Kind, Side: uint8(side),
+		Base: row.Sides[side].Base, Count: uint32(row.Sides[side].Count),
+		Generation: row.Sides[side].Generation | uint32(side)<<24, Loopback: io.Target.Loopback,
+	}
+	if io.Target != want {
+		t.Errorf("target %+v, want %+v", io.Target, want)
+	}
+	if io.Target.Count == 0 {
+		return
+	}
+	got := lb.Backend{Addr: io.Choice.addrPort().Addr(), Port: io.Choice.addrPort().Port()}
+	if set := rows.Backends(row.Sides[side]); !slices.Contains(set, got) {
+		t.Errorf("backend %v, want one of %v", got, set)
 	}
 }
 
@@ -459,6 +564,278 @@ func testAvoid(t *testing.T, d *Datapath, objects *bpftestObjects) {
 	}
 }
 
+// affinityTest asks test_affinity about one client and service 1, on the inside,
+// whose backends are in slots 8 to 11.
+type affinityTest struct {
+	t       testing.TB
+	d       *Datapath
+	prog    *ebpf.Program
+	netns   uint64 // the client
+	timeout uint64
+	slot    uint32 // where the range begins
+	count   uint32
+}
+
+func newAffinityTest(t *testing.T, d *Datapath, objects *bpftestObjects) *affinityTest {
+	rows := lb.NewTables()
+	for i := range uint32(4) {
+		b := lb.Backend{Addr: netip.AddrFrom4([4]byte{10, 244, 0, byte(i)}), Port: 80}
+		rows.Slots[8+i] = b
+		rows.Members[lb.Member{Service: 1, Backend: b, Use: lb.UseOn(lb.SideInside)}] = struct{}{}
+	}
+	write(t, d.Tables, rows)
+	t.Cleanup(func() { erase(t, d.Tables, rows) })
+	return &affinityTest{t: t, d: d, prog: objects.TestAffinity, netns: 4711, timeout: 100, slot: 8, count: 4}
+}
+
+func (a *affinityTest) ask(connect, now uint32) bpftestAffinityIo {
+	a.t.Helper()
+	return ask(a.t, a.prog, bpftestAffinityIo{
+		Connect: connect, Now: now,
+		Key:    bpftestAffinityKey{Netns: a.netns, ServiceId: 1},
+		Client: bpftestAddr(encodeAddr(netip.MustParseAddr("10.244.0.77"))),
+		Target: bpftestTarget{
+			Options: a.timeout, ServiceId: 1, Base: a.slot, Count: a.count, Generation: 3, Side: uint8(lb.SideInside),
+		},
+	})
+}
+
+// recall returns the backend that the client has, "" for none.
+func (a *affinityTest) recall(now uint32) string {
+	a.t.Helper()
+	io := a.ask(0, now)
+	if io.Found == 0 {
+		return ""
+	}
+	if io.Target.Generation != math.MaxUint32 {
+		a.t.Errorf("a remembered backend counts as one of generation %d", io.Target.Generation)
+	}
+	return io.Choice.addrPort().String()
+}
+
+// connect returns the backend that a new connection gets from the four.
+func (a *affinityTest) connect(now uint32) string {
+	a.t.Helper()
+	io := a.ask(1, now)
+	if io.Found == 0 {
+		a.t.Fatal("no backend")
+	}
+	return io.Choice.addrPort().String()
+}
+
+func (a *affinityTest) want(what, got, want string) {
+	a.t.Helper()
+	if got != want {
+		a.t.Errorf("%s: got %q, want %q", what, got, want)
+	}
+}
+
+// row returns the client's row.
+func (a *affinityTest) row() (v bpfAffinity) {
+	a.t.Helper()
+	fatal(a.t, a.d.maps[bpfMapAffinity].Lookup(&bpfAffinityKey{Netns: a.netns, ServiceId: 1}, &v))
+	return v
+}
+
+func (a *affinityTest) forget() {
+	a.t.Helper()
+	_, err := a.d.ForgetAffinities(func(AffinityEntry) bool { return true })
+	fatal(a.t, err)
+}
+
+func testAffinity(t *testing.T, d *Datapath, objects *bpftestObjects) {
+	a := newAffinityTest(t, d, objects)
+	a.want("nothing remembered", a.recall(1000), "")
+	first := a.connect(1000)
+	a.want("remembered", a.recall(1000), first)
+	for range 50 {
+		a.want("the next connection", a.connect(1000), first)
+	}
+	if v := a.row(); decodeAddr(v.Client).String() != "10.244.0.77" || v.LastSec != 1000 {
+		t.Errorf("the row is %+v", v)
+	}
+
+	a.want("the clock of another core is behind", a.connect(998), first)
+	a.connect(1000)
+	a.want("as long as allowed", a.connect(1100), first)
+	a.want("as long as allowed since the last connection", a.recall(1200), first)
+	a.want("longer than that", a.recall(1301), "")
+
+	a.testTimeouts()
+	a.testSets()
+	a.testSpread()
+	a.forget()
+}
+
+func (a *affinityTest) testTimeouts() {
+	a.t.Helper()
+	a.forget()
+	a.connect(1000)
+	a.timeout = 10
+	a.want("a timeout made shorter counts at once", a.recall(1011), "")
+	b := a.connect(2000)
+	a.timeout = math.MaxUint32
+	a.want("the longest timeout", a.recall(2000+1<<30), b)
+	a.timeout = 100
+}
+
+func (a *affinityTest) testSets() {
+	a.t.Helper()
+	a.forget()
+	first := a.connect(1000)
+	row := lb.Member{Service: 1, Backend: backend(first), Use: lb.UseOn(lb.SideInside)}
+	serving, cluster := row, row
+	serving.Use, cluster.Use = lb.UseServing, lb.UseOn(lb.SideClusterIP)
+	fatal(a.t, a.d.SetMember(serving))
+	fatal(a.t, a.d.SetMember(cluster))
+	a.slot, a.count = a.slot+1, a.count-1
+	a.want("in the set while the range has changed already", a.connect(1000), first)
+	fatal(a.t, a.d.DeleteMember(row))
+	a.want("serving, and in the set of another side only", a.recall(1000), "")
+	second := a.connect(1000)
+	fatal(a.t, a.d.SetMember(row))
+	fatal(a.t, a.d.DeleteMember(serving))
+	fatal(a.t, a.d.DeleteMember(cluster))
+	a.want("the first one is back in the set", a.connect(1000), second)
+	a.slot, a.count = a.slot-1, a.count+1
+}
+
+// testSpread sees that backends are spread evenly over new clients, over clients
+// whose backend goes, and over the times that one client comes back too late.
+func (a *affinityTest) testSpread() {
+	a.t.Helper()
+	const clients = 4000
+	fresh, moved, late := map[string]uint64{}, map[string]uint64{}, map[string]uint64{}
+	for a.netns = 1; a.netns <= clients; a.netns++ {
+		a.forget()
+		fresh[a.connect(1000)]++
+		a.slot, a.count, a.timeout = a.slot+1, a.count-1, 0
+		moved[a.connect(1001)]++
+		a.slot, a.count, a.timeout = a.slot-1, a.count+1, 100
+	}
+	for i := range uint32(clients) {
+		late[a.connect(2000+101*i)]++
+	}
+	for _, tc := range []struct {
+		what string
+		seen map[string]uint64
+		want int
+	}{{"new clients", fresh, 4}, {"clients that must move", moved, 3}, {"one client that is always late", late, 4}} {
+		counts := slices.Collect(maps.Values(tc.seen))
+		if chi2, limit := chiSquared(counts); len(tc.seen) != tc.want || chi2 > limit {
+			a.t.Errorf("%s got %v: chi-squared is %.1f, more than %.1f", tc.what, tc.seen, chi2, limit)
+		}
+	}
+}
+
+// testAffinityRace lets a client connect several times at once: when it has no
+// backend, and when it has one that it may not keep.
+func testAffinityRace(t *testing.T, d *Datapath, objects *bpftestObjects) {
+	a := newAffinityTest(t, d, objects)
+	defer a.forget()
+	now := uint32(1000)
+	for round := range 2000 {
+		if round%2 == 0 {
+			a.forget()
+		}
+		now += uint32(a.timeout) + 1
+		var got [4]string
+		var connections sync.WaitGroup
+		for i := range got {
+			connections.Go(func() { got[i] = a.connect(now) })
+		}
+		connections.Wait()
+		if slices.ContainsFunc(got[:], func(s string) bool { return s != got[0] }) {
+			t.Fatalf("round %d: connections at once went to %v", round, got)
+		}
+		a.want("the connection after them", a.connect(now), got[0])
+	}
+}
+
+func testSourceRanges(t *testing.T, d *Datapath, objects *bpftestObjects) {
+	rows := lb.NewTables()
+	for prefix, service := range map[string]lb.ServiceID{
+		"192.0.2.0/24": 1, "192.0.2.128/25": 2, "2001:db8::/32": 1, "0.0.0.0/0": 3, "::/0": 4, "198.51.100.7/32": 1,
+	} {
+		rows.Sources[lb.Source{Service: service, Prefix: netip.MustParsePrefix(prefix)}] = struct{}{}
+	}
+	write(t, d.Tables, rows)
+	defer erase(t, d.Tables, rows)
+	for _, tc := range []struct {
+		name    string
+		client  string
+		service uint32
+		want    uint32
+	}{
+		{"in a range", "192.0.2.1", 1, 1},
+		{"outside all ranges", "192.0.3.1", 1, 0},
+		{"in a range of another service", "192.0.2.1", 2, 0},
+		{"in a range that is inside another service's", "192.0.2.129", 2, 1},
+		{"in the other service's range as well", "192.0.2.129", 1, 1},
+		{"in an IPv6 range", "2001:db8::1", 1, 1},
+		{"outside the IPv6 range", "2001:db9::1", 1, 0},
+		{"the one address", "198.51.100.7", 1, 1},
+		{"its neighbour", "198.51.100.6", 1, 0},
+		{"all IPv4 addresses", "203.0.113.1", 3, 1},
+		{"which says nothing of IPv6", "2001:db8::1", 3, 0},
+		{"all IPv6 addresses", "2001:db8::1", 4, 1},
+		{"a service without ranges", "192.0.2.1", 5, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			io := ask(t, objects.TestClient, bpftestClientIo{
+				ServiceId: tc.service, Addr: bpftestAddr(encodeAddr(netip.MustParseAddr(tc.client))),
+			})
+			if io.Allowed != tc.want {
+				t.Errorf("allowed is %d, want %d", io.Allowed, tc.want)
+			}
+		})
+	}
+}
+
+func testPodAddress(t *testing.T, _ *Datapath, objects *bpftestObjects) {
+	node := testutil.Node(t)
+	v4, v6 := netip.MustParseAddr("10.244.0.9"), netip.MustParseAddr("fd00:244::9")
+	// find returns the address that a socket of the namespace would be taken for.
+	find := func(ns *sandbox.Namespace, family lb.Family) string {
+		t.Helper()
+		number := uint32(unix.AF_INET)
+		if family == lb.IPv6 {
+			number = unix.AF_INET6
+		}
+		var io bpftestClientIo
+		fatal(t, ns.Do(func() error {
+			io = ask(t, objects.TestClient, bpftestClientIo{Family: number})
+			return nil
+		}))
+		if io.Found == 0 {
+			return ""
+		}
+		return decodeAddr(bpfAddr(io.Addr)).String()
+	}
+	want := func(what, got, want string) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s: got %q, want %q", what, got, want)
+		}
+	}
+
+	pod, err := node.AddPod("dual", v4, v6)
+	fatal(t, err)
+	want("IPv4", find(pod, lb.IPv4), v4.String())
+	want("IPv6, not the link-local address", find(pod, lb.IPv6), v6.String())
+	fatal(t, pod.AddAddr("eth0", netip.MustParsePrefix("10.244.0.99/24")))
+	want("with a secondary address", find(pod, lb.IPv4), v4.String())
+	fatal(t, pod.AddAddr("lo", netip.MustParsePrefix("192.0.2.1/32")))
+	want("with an address on lo", find(pod, lb.IPv4), v4.String())
+
+	single, err := node.AddPod("single", netip.MustParseAddr("10.244.0.10"))
+	fatal(t, err)
+	want("IPv4 alone", find(single, lb.IPv4), "10.244.0.10")
+	want("no IPv6", find(single, lb.IPv6), "")
+	fatal(t, single.RemoveAddr("eth0", netip.MustParsePrefix("10.244.0.10/24")))
+	want("no address left", find(single, lb.IPv4), "")
+}
+
 func testUsable(t *testing.T, d *Datapath, objects *bpftestObjects) {
 	const member, stranger = "10.244.0.2:5353", "10.244.0.9:5353"
 	row := lb.Member{Service: 1, Backend: backend(member)}
@@ -473,6 +850,7 @@ func testUsable(t *testing.T, d *Datapath, objects *bpftestObjects) {
 		{"the set has not changed since", stranger, bpftestTarget{ServiceId: 1, Generation: 1}, 1},
 		{"the set has changed and the backend serves", member, bpftestTarget{ServiceId: 1, Generation: 2}, 1},
 		{"the set has changed and the backend is gone", stranger, bpftestTarget{ServiceId: 1, Generation: 2}, 0},
+		{"the set of another side has the same generation", stranger, bpftestTarget{ServiceId: 1, Generation: 1 | 1<<24}, 0},
 		{"the VIP has another owner", member, bpftestTarget{ServiceId: 2, Generation: 1}, 0},
 		{"a range without backends, the old one serves", member, bpftestTarget{ServiceId: 1, Generation: 5}, 1},
 	} {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead-lb/fairlead/internal/lb"
@@ -24,7 +25,7 @@ import (
 )
 
 // small are sizes that a test can fill.
-var small = Sizes{Frontends: 64, Services: 64, Slots: 256, Members: 64, Peers: 64}
+var small = Sizes{Frontends: 64, Services: 64, Slots: 256, Members: 64, SourceRanges: 64, Affinity: 64, Peers: 64}
 
 // openDatapath loads a datapath that is closed when the test ends.
 func openDatapath(t testing.TB, root string, sizes Sizes) *Datapath {
@@ -63,19 +64,44 @@ func sample() lb.Tables {
 	t.Frontends[frontendKey("10.96.0.10:53", lb.TCP)] = lb.Frontend{Service: 2, Kind: lb.KindClusterIP}
 	t.Frontends[lb.FrontendKey{VIP: netip.MustParseAddr("10.96.0.10")}] = lb.Frontend{Kind: lb.KindClusterIP}
 	t.Frontends[frontendKey("[fd00:96::a]:53", lb.UDP)] = lb.Frontend{Service: 3, Kind: lb.KindClusterIP}
+	t.Frontends[frontendKey("0.0.0.0:30053", lb.TCP)] = lb.Frontend{Service: 2, Kind: lb.KindNodePort}
+	t.Frontends[frontendKey("[::]:30053", lb.UDP)] = lb.Frontend{Service: 3, Kind: lb.KindNodePort}
+	t.Frontends[frontendKey("198.51.100.1:53", lb.TCP)] = lb.Frontend{Service: 2, Kind: lb.KindLoadBalancer}
+	t.Frontends[frontendKey("198.51.100.2:53", lb.UDP)] = lb.Frontend{Service: 1, Kind: lb.KindExternalIP}
+	t.Frontends[lb.FrontendKey{VIP: netip.MustParseAddr("10.96.0.20")}] = lb.Frontend{Kind: lb.KindForeign}
 	t.Names[1] = lb.ServicePort{Service: dns, Port: "dns", Protocol: lb.UDP, Family: lb.IPv4}
 	t.Names[2] = lb.ServicePort{Service: dns, Port: "dns-tcp", Protocol: lb.TCP, Family: lb.IPv4}
 	t.Names[3] = lb.ServicePort{Service: dns, Port: "dns", Protocol: lb.UDP, Family: lb.IPv6}
-	t.Services[1] = lb.Range{Base: 10, Count: 2, Generation: 5}
-	t.Services[2] = lb.Range{Base: 0, Count: 1, Generation: 1}
-	t.Services[3] = lb.Range{Generation: 9}  // without backends
-	t.Services[40] = lb.Range{Generation: 3} // had a name once
+	dnsBlock := lb.Range{Base: 10, Count: 2, Generation: 5}
+	t.Services[1] = lb.ServiceRow{ // inside and outside share a block
+		Sides:    [lb.Sides]lb.Range{{Base: 12, Count: 1, Generation: 2}, dnsBlock, dnsBlock},
+		Affinity: 10800,
+	}
+	t.Services[2] = lb.ServiceRow{ // one side is empty because of a traffic policy
+		Sides:      [lb.Sides]lb.Range{{Base: 0, Count: 1, Generation: 1}, {Base: 0, Count: 1, Generation: 1}, lb.Range{}.NextEmpty(true)},
+		Restricted: true, NodeAllowed: true,
+	}
+	t.Services[3] = lb.ServiceRow{Sides: [lb.Sides]lb.Range{{Generation: 9}, {}, {}}, Restricted: true} // without backends
+	t.Services[40] = lb.ServiceRow{Sides: [lb.Sides]lb.Range{{}, {}, {Generation: 3}}}                  // had a name once
 	t.Slots[0] = backend("10.244.0.2:5353")
 	t.Slots[10] = backend("10.244.0.2:5353")
 	t.Slots[11] = backend("10.244.0.3:5353")
-	t.Members[lb.Member{Service: 1, Backend: t.Slots[10]}] = struct{}{}
-	t.Members[lb.Member{Service: 1, Backend: t.Slots[11]}] = struct{}{}
+	t.Slots[12] = backend("10.244.0.4:5353")
+	for _, b := range []lb.Backend{t.Slots[10], t.Slots[11], t.Slots[12]} {
+		t.Members[lb.Member{Service: 1, Backend: b}] = struct{}{}
+	}
+	t.Members[lb.Member{Service: 1, Backend: t.Slots[12], Use: lb.UseOn(lb.SideClusterIP)}] = struct{}{}
+	t.Members[lb.Member{Service: 1, Backend: t.Slots[10], Use: lb.UseOn(lb.SideInside)}] = struct{}{}
+	t.Members[lb.Member{Service: 1, Backend: t.Slots[10], Use: lb.UseOn(lb.SideOutside)}] = struct{}{}
 	t.Members[lb.Member{Service: 3, Backend: backend("[fd00:244::2]:5353")}] = struct{}{}
+	t.Sources[lb.Source{Service: 2, Prefix: netip.MustParsePrefix("192.0.2.0/24")}] = struct{}{}
+	t.Sources[lb.Source{Service: 2, Prefix: netip.MustParsePrefix("0.0.0.0/0")}] = struct{}{}
+	t.Sources[lb.Source{Service: 3, Prefix: netip.MustParsePrefix("2001:db8::/32")}] = struct{}{}
+	t.NodeAddresses[netip.MustParseAddr("203.0.113.1")] = lb.NodeAddressOpen
+	t.NodeAddresses[netip.MustParseAddr("127.0.0.1")] = lb.NodeAddressLoopback
+	t.NodeAddresses[netip.MustParseAddr("2001:db8::1")] = lb.NodeAddressOpen
+	t.ServiceCIDRs[netip.MustParsePrefix("10.96.0.0/12")] = struct{}{}
+	t.ServiceCIDRs[netip.MustParsePrefix("fd00:96::/112")] = struct{}{}
 	t.Problems[lb.Name{Namespace: "default", Name: "web"}] = "10.96.0.10:53/UDP belongs to Service kube-system/kube-dns"
 	return t
 }
@@ -97,11 +123,23 @@ func write(t testing.TB, tables *Tables, rows lb.Tables) {
 	for id, name := range rows.Names {
 		must(tables.SetName(id, name))
 	}
-	for id, r := range rows.Services {
-		must(tables.SetService(id, r))
+	for id, row := range rows.Services {
+		for side, r := range row.Sides {
+			must(tables.SetRange(id, lb.Side(side), r))
+		}
+		must(tables.SetOptions(id, row))
+	}
+	for s := range rows.Sources {
+		must(tables.SetSource(s))
+	}
+	for a, kind := range rows.NodeAddresses {
+		must(tables.SetNodeAddress(a, kind))
 	}
 	for k, f := range rows.Frontends {
 		must(tables.SetFrontend(k, f))
+	}
+	for p := range rows.ServiceCIDRs {
+		must(tables.SetServiceCIDR(p))
 	}
 	for name, p := range rows.Problems {
 		must(tables.SetProblem(name, p))
@@ -114,7 +152,7 @@ func wantLoaded(t testing.TB, tables *Tables, want lb.Tables) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 		t.Errorf("the kernel holds other rows than were written (-want +got):\n%s", diff)
 	}
 }
@@ -123,7 +161,7 @@ func TestMapsOutliveTheProcessThatMadeThem(t *testing.T) {
 	root := testutil.BPFRoot(t)
 	d := openDatapath(t, root, small)
 	write(t, d.Tables, sample())
-	started := AgentState{Started: time.Unix(1, 2), CgroupID: 3, PID: os.Getpid(), Version: "v0.1"}
+	started := AgentState{Started: time.Unix(1, 2), CgroupID: 3, NetnsCookie: 4, PID: os.Getpid(), Version: "v0.1"}
 	if err := d.SetAgentState(started); err != nil {
 		t.Fatal(err)
 	}
@@ -180,12 +218,12 @@ func TestBesideTheAgent(t *testing.T) {
 		}
 		defer view.Close()
 		wantLoaded(t, view.Tables, sample())
-		fatal(t, d.SetService(1, lb.Range{Base: 11, Count: 1, Generation: 6}))
+		fatal(t, d.SetRange(1, lb.SideInside, lb.Range{Base: 11, Count: 1, Generation: 6}))
 		tables, err := view.Load()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := tables.Backends(tables.Services[1]); !slices.Equal(got, []lb.Backend{backend("10.244.0.3:5353")}) {
+		if got := tables.Backends(tables.Services[1].Sides[lb.SideInside]); !slices.Equal(got, []lb.Backend{backend("10.244.0.3:5353")}) {
 			t.Errorf("the view does not follow the writer: %v", got)
 		}
 		if err := view.DeleteFrontend(frontendKey("10.96.0.10:53", lb.UDP)); err == nil {
@@ -247,10 +285,10 @@ func TestPinnedSizesStay(t *testing.T) {
 	closeDatapath(t, d)
 
 	larger := small
-	larger.Frontends, larger.Peers = 128, 1024
+	larger.Frontends, larger.Affinity, larger.SourceRanges, larger.Peers = 128, 128, 128, 1024
 	again := openDatapath(t, root, larger)
 	slices.Sort(again.Resized)
-	if want := []string{bpfMapFrontends, bpfMapPeers}; !slices.Equal(again.Resized, want) {
+	if want := []string{bpfMapAffinity, bpfMapFrontends, bpfMapPeers, bpfMapSourceRanges}; !slices.Equal(again.Resized, want) {
 		t.Errorf("resized are %v, want %v", again.Resized, want)
 	}
 	if n := again.maps[bpfMapFrontends].MaxEntries(); n != small.Frontends {
@@ -322,6 +360,26 @@ func TestSlotsAreNumberedIn24Bits(t *testing.T) {
 	}
 }
 
+// TestHooksNeedNoKernelTypes loads them as on a kernel without type information,
+// where programs cannot read the kernel's own structs.
+func TestHooksNeedNoKernelTypes(t *testing.T) {
+	root := testutil.BPFRoot(t)
+	fatal(t, os.MkdirAll(filepath.Dir(mapPath(root, "any")), 0o700))
+	spec, _, err := buildSpec(Config{Root: root, Sizes: small})
+	fatal(t, err)
+	types, err := emptyTypes()
+	fatal(t, err)
+	hooks, _ := split(spec)
+	coll, err := loadPinned(hooks, root, types)
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	defer coll.Close()
+	if len(coll.Programs) != len(hooks.Programs) {
+		t.Errorf("%d programs are loaded, want %d", len(coll.Programs), len(hooks.Programs))
+	}
+}
+
 // maxInstructions leaves room below the verifier's million: other kernels and
 // later additions need more.
 const maxInstructions = 300_000
@@ -330,6 +388,9 @@ func TestVerifierHasAnEasyTime(t *testing.T) {
 	d := openDatapath(t, testutil.BPFRoot(t), small)
 	if d.NoIterators != nil {
 		t.Errorf("iterators do not load: %v", d.NoIterators)
+	}
+	if d.NoClientAddress != nil {
+		t.Errorf("hooks do not see the address of a pod: %v", d.NoClientAddress)
 	}
 	spec, err := loadBpf()
 	if err != nil {

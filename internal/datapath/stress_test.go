@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -40,10 +41,12 @@ var (
 )
 
 // TestReadersMeetNoTornTable lets a reader on every core look up frontends as
-// fast as it can while one writer changes the sets of Services, gives addresses
-// to other Services, and adds and removes Services, all through the reconciler.
-// No reader may see a backend of another frontend, an address with another
-// one's port, or nothing where there was always something.
+// fast as it can while one writer changes the sets of services side by side,
+// lets sides share a block and part again, switches affinities, gives addresses
+// to other services, and adds and removes services, all through the reconciler.
+// No reader may see a backend of another frontend or of another side, one that is
+// not among the members of a service whose clients remember theirs, an address
+// with another one's port, or nothing where there was always something.
 func TestReadersMeetNoTornTable(t *testing.T) {
 	w := newStress(t, func(k reconciler.Kernel) reconciler.Kernel { return k })
 	many, few := uint64(100_000_000), uint64(30_000)
@@ -65,7 +68,7 @@ func TestReadersMeetNoTornTable(t *testing.T) {
 			batches = w.batches - batches
 			t.Logf("%v while %d batches were written", seen, batches)
 			if seen.errors() != 0 {
-				t.Errorf("%v, want no wrong, torn or missing answer", seen)
+				t.Errorf("%v, want no wrong, torn, missing or strange answer", seen)
 			}
 			if !done {
 				t.Errorf("%v during %d batches: too little was done in %s to prove anything", seen, batches, stressTime)
@@ -79,52 +82,76 @@ type hasty struct{ reconciler.Kernel }
 
 func (hasty) WaitReaders() error { return nil }
 
-// TestReadersNoticeAHastyWriter proves that the test above can fail: without
-// grace periods slots are used again under the readers' hands.
-func TestReadersNoticeAHastyWriter(t *testing.T) {
+// forgetful is a kernel that holds no members.
+type forgetful struct{ reconciler.Kernel }
+
+func (forgetful) SetMember(lb.Member) error { return nil }
+
+// TestReadersNoticeABadWriter proves that the test above can fail: without grace
+// periods slots are used again under the readers' hands, and a backend that is
+// given before it is a member is noticed as well.
+func TestReadersNoticeABadWriter(t *testing.T) {
 	if runtime.NumCPU() < 2 {
 		t.Skip("a reader and a writer at the same time need two processors")
 	}
-	w := newStress(t, func(k reconciler.Kernel) reconciler.Kernel { return hasty{k} })
-	seen := w.run(t, staying, func(r bpftestStressResult) bool { return r.errors() > 0 })
-	t.Logf("%v while %d batches were written", seen, w.batches)
-	if seen.errors() == 0 {
-		t.Errorf("%v without a grace period: the test cannot see what it is for", seen)
+	for _, tc := range []struct {
+		name  string
+		wrap  func(reconciler.Kernel) reconciler.Kernel
+		fault func(bpftestStressResult) uint64
+	}{
+		{
+			"without a grace period", func(k reconciler.Kernel) reconciler.Kernel { return hasty{k} },
+			bpftestStressResult.errors,
+		},
+		{
+			"without members", func(k reconciler.Kernel) reconciler.Kernel { return forgetful{k} },
+			func(r bpftestStressResult) uint64 { return r.Strange },
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newStress(t, tc.wrap)
+			seen := w.run(t, staying, func(r bpftestStressResult) bool { return tc.fault(r) > 0 })
+			t.Logf("%v while %d batches were written", seen, w.batches)
+			if tc.fault(seen) == 0 {
+				t.Errorf("%v: the test cannot see what it is for", seen)
+			}
+		})
 	}
 }
 
 // errors returns the number of answers that no reader may get.
-func (r bpftestStressResult) errors() uint64 { return r.Wrong + r.Torn + r.Missing }
+func (r bpftestStressResult) errors() uint64 { return r.Wrong + r.Torn + r.Missing + r.Strange }
 
 func (r bpftestStressResult) String() string {
-	return fmt.Sprintf("%d lookups: %d wrong, %d torn, %d missing, %d absent",
-		r.Lookups, r.Wrong, r.Torn, r.Missing, r.Absent)
+	return fmt.Sprintf("%d lookups: %d wrong, %d torn, %d missing, %d strange, %d absent",
+		r.Lookups, r.Wrong, r.Torn, r.Missing, r.Strange, r.Absent)
 }
 
 // stress is the writer with its readers.
 type stress struct {
 	datapath   *Datapath
 	objects    *bpftestObjects
-	store      *lb.Store
 	reconciler *reconciler.Reconciler
 	random     *rand.Rand
+	delta      lb.Delta // changes of this batch
 	batches    int
-	services   [stressTotal]*lb.Service // nil for one that is away
-	made       int                      // Services so far; each has a name of its own
+	owners     [stressTotal]*lb.Owner // nil for a frontend that is away
+	made       int                    // services so far; each has a name of its own
 }
 
 func newStress(t *testing.T, wrap func(reconciler.Kernel) reconciler.Kernel) *stress {
-	d := openDatapath(t, testutil.BPFRoot(t), Sizes{Frontends: 1024, Services: 512, Slots: 4096, Members: 8192, Peers: 64})
+	d := openDatapath(t, testutil.BPFRoot(t), Sizes{Frontends: 1024, Services: 512, Slots: 4096, Members: 65536, Peers: 64})
 	objects := loadTests(t, d, func(spec *ebpf.CollectionSpec) {
 		fatal(t, spec.Variables[bpftestVarStressStable].Set(uint32(stressStable)))
 		fatal(t, spec.Variables[bpftestVarStressTotal].Set(uint32(stressTotal)))
 	})
 	services, slots := d.Limits()
 	w := &stress{
-		datapath: d, objects: objects, store: lb.NewStore(),
+		datapath: d, objects: objects,
 		reconciler: reconciler.New(wrap(d.Tables), reconciler.Limits{Services: services, Slots: slots}),
 		random:     rand.New(rand.NewPCG(1, 2)),
 	}
+	w.begin()
 	for n := range stressStable {
 		w.create(n)
 	}
@@ -132,71 +159,96 @@ func newStress(t *testing.T, wrap func(reconciler.Kernel) reconciler.Kernel) *st
 	return w
 }
 
-// stressVIP and stressPort are stress_request and stress_port of the program.
-func stressVIP(n int) (vip netip.Addr, protocol lb.Protocol) {
-	protocol = lb.TCP
-	if n&2 != 0 {
-		protocol = lb.UDP
-	}
+// stressKey and stressPort are stress_request and stress_port of the program.
+func stressKey(n int) lb.FrontendKey {
+	k := lb.FrontendKey{VIP: netip.AddrFrom4([4]byte{10, 96, byte(n >> 8), byte(n)}), Port: 80, Protocol: lb.TCP}
 	if n&1 != 0 {
-		return netip.AddrFrom16([16]byte{0: 0xfd, 13: 96, 14: byte(n >> 8), 15: byte(n)}), protocol
+		k.VIP = netip.AddrFrom16([16]byte{0: 0xfd, 13: 96, 14: byte(n >> 8), 15: byte(n)})
 	}
-	return netip.AddrFrom4([4]byte{10, 96, byte(n >> 8), byte(n)}), protocol
+	if n&2 != 0 {
+		k.Protocol = lb.UDP
+	}
+	return k
 }
 
 func stressPort(n, k int) uint16 { return 0x8000 | uint16((n*251+k*7919)&0x7fff) }
 
-// create makes a Service with frontend n and a set of backends.
+// stressDecoy in a tag marks backends of a side that readers do not ask for.
+const stressDecoy = 0x8000
+
+// begin starts a batch.
+func (w *stress) begin() {
+	w.delta = lb.Delta{Services: map[lb.ServicePort]*lb.Backends{}, Frontends: map[lb.FrontendKey]lb.Owner{}}
+}
+
+// create makes a service with frontend n and sets of backends.
 func (w *stress) create(n int) {
-	vip, protocol := stressVIP(n)
+	k := stressKey(n)
 	w.made++
-	w.services[n] = &lb.Service{
-		Name:       lb.Name{Namespace: "default", Name: fmt.Sprintf("s%d", w.made)},
-		ClusterIPs: []netip.Addr{vip},
-		Ports:      []lb.Port{{Protocol: protocol, Number: 80}},
+	w.owners[n] = &lb.Owner{
+		Service: lb.ServicePort{
+			Service:  lb.Name{Namespace: "default", Name: fmt.Sprintf("s%d", w.made)},
+			Protocol: k.Protocol, Family: lb.FamilyOf(k.VIP),
+		},
+		Kind: []lb.FrontendKind{lb.KindClusterIP, lb.KindLoadBalancer, lb.KindExternalIP}[n/4%3],
 	}
-	w.store.SetService(*w.services[n])
+	w.delta.Frontends[k] = *w.owners[n]
 	w.change(n)
 }
 
-// change gives the Service of frontend n another set of 1 to 12 backends.
+// change gives the service of frontend n other backends and another affinity.
+// Each of the sides that readers do not ask for has the same set as the one they
+// do, one of its own, or nothing.
 func (w *stress) change(n int) {
-	vip, protocol := stressVIP(n)
-	svc := w.services[n]
-	first, count := w.random.IntN(200), 1+w.random.IntN(12)
-	// Backends of one port number make one port of a slice each.
-	for i := range 12 {
-		name := lb.Name{Namespace: "default", Name: fmt.Sprintf("%s-%d", svc.Name.Name, i)}
-		if i >= count {
-			w.store.DeleteSlice(name)
+	asked := w.owners[n].Kind.Inside()
+	b := &lb.Backends{Affinity: uint32(w.random.IntN(2) * 10800)}
+	b.Sides[asked] = w.set(n)
+	for side := range b.Sides {
+		if lb.Side(side) == asked {
 			continue
 		}
-		k := first + i
-		a := vip.As16()
-		a[12], a[13] = 172, byte(k)
-		w.store.SetSlice(lb.Slice{
-			Name: name, Service: svc.Name.Name, Family: lb.FamilyOf(vip),
-			Ports:     []lb.SlicePort{{Protocol: protocol, Number: stressPort(n, k)}},
-			Endpoints: []lb.Endpoint{{Addr: netip.AddrFrom16(a).Unmap(), Ready: true, Serving: true}},
-		})
+		switch w.random.IntN(4) {
+		case 0, 1:
+			b.Sides[side] = b.Sides[asked]
+		case 2:
+			b.Sides[side] = w.set(n | stressDecoy)
+		case 3:
+			b.Sides[side] = lb.Set{Elsewhere: true}
+		}
 	}
+	for _, set := range b.Sides {
+		b.Serving = append(b.Serving, set.Backends...)
+	}
+	slices.SortFunc(b.Serving, lb.Backend.Compare)
+	b.Serving = slices.Compact(b.Serving)
+	w.delta.Services[w.owners[n].Service] = b
+}
+
+// set makes 1 to 12 backends that carry tag.
+func (w *stress) set(tag int) lb.Set {
+	a := stressKey(tag).VIP.As16()
+	first, count := w.random.IntN(200), 1+w.random.IntN(12)
+	var out lb.Set
+	for k := first; k < first+count; k++ {
+		a[12], a[13] = 172, byte(k)
+		out.Backends = append(out.Backends, lb.Backend{Addr: netip.AddrFrom16(a).Unmap(), Port: stressPort(tag, k)})
+	}
+	return out // sorted, since the address grows with k
 }
 
 func (w *stress) remove(n int) {
-	name := w.services[n].Name
-	w.store.DeleteService(name)
-	for i := range 12 {
-		w.store.DeleteSlice(lb.Name{Namespace: "default", Name: fmt.Sprintf("%s-%d", name.Name, i)})
-	}
-	w.services[n] = nil
+	w.delta.Services[w.owners[n].Service] = nil
+	w.delta.Frontends[stressKey(n)] = lb.Owner{}
+	w.owners[n] = nil
 }
 
-// batch changes a few Services at once.
+// batch changes a few services at once.
 func (w *stress) batch() {
+	w.begin()
 	for range 1 + w.random.IntN(20) {
 		n := w.random.IntN(stressTotal)
 		switch {
-		case w.services[n] == nil:
+		case w.owners[n] == nil:
 			w.create(n)
 		case n >= stressStable && w.random.IntN(2) == 0:
 			w.remove(n)
@@ -211,11 +263,11 @@ func (w *stress) batch() {
 
 func (w *stress) apply(t *testing.T) {
 	t.Helper()
-	result := w.reconciler.Apply(w.store.Changes())
+	result := w.reconciler.Apply(w.delta)
 	for name, err := range result.Failed {
 		t.Fatalf("batch %d: Service %v: %v", w.batches, name, err)
 	}
-	// No socket remembers any, so every ID may be used again at once.
+	// Nobody remembers any, so every ID may be used again at once.
 	w.reconciler.FreeIDs(func(lb.ServiceID) bool { return false })
 	w.batches++
 }
@@ -276,6 +328,7 @@ func (w *stress) results(t *testing.T) bpftestStressResult {
 		sum.Wrong += r.Wrong
 		sum.Torn += r.Torn
 		sum.Missing += r.Missing
+		sum.Strange += r.Strange
 		sum.Absent += r.Absent
 	}
 	return sum

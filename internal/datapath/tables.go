@@ -6,6 +6,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -22,7 +23,7 @@ import (
 // are safe from any.
 type Tables struct {
 	maps     map[string]*ebpf.Map
-	services []byte // mapped, one 64-bit word for each service ID
+	services []byte // mapped, one bpfService for each service ID
 	slots    []byte // mapped, one bpfSlot for each slot
 	writes   map[string]*atomic.Uint64
 
@@ -31,14 +32,16 @@ type Tables struct {
 
 // Names of the tables that hold rows of lb.Tables, as in /metrics and errors.
 var tableNames = []string{
-	bpfMapFrontends, bpfMapServices, bpfMapSlots, bpfMapMembers, bpfMapNames, bpfMapProblems,
+	bpfMapFrontends, bpfMapServices, bpfMapSlots, bpfMapMembers, bpfMapSourceRanges,
+	bpfMapNodeAddresses, bpfMapServiceCidrs, bpfMapNames, bpfMapProblems,
 }
 
-// sizeFlags say what to do when a table is full. problems has no flag.
+// sizeFlags say what to do when a table is full. The others have no flag.
 var sizeFlags = map[string]string{
-	bpfMapFrontends: "; raise --max-frontends",
-	bpfMapMembers:   "; raise --max-members",
-	bpfMapNames:     "; raise --max-services",
+	bpfMapFrontends:    "; raise --max-frontends",
+	bpfMapMembers:      "; raise --max-members",
+	bpfMapSourceRanges: "; raise --max-source-ranges",
+	bpfMapNames:        "; raise --max-services",
 }
 
 // newTables maps services and slots into memory. The maps stay the caller's.
@@ -107,19 +110,43 @@ func (t *Tables) DeleteFrontend(k lb.FrontendKey) error {
 	return t.remove(bpfMapFrontends, k, &key)
 }
 
-// SetService stores a service's range in one atomic step, after everything
-// SetSlots has written before.
-func (t *Tables) SetService(id lb.ServiceID, r lb.Range) error {
+// service returns the words of a service.
+func (t *Tables) service(id lb.ServiceID) (*bpfService, error) {
+	const size = int(unsafe.Sizeof(bpfService{}))
 	if services, _ := t.Limits(); int(id) >= services {
-		return fmt.Errorf("service ID %d is outside the services map", id)
+		return nil, fmt.Errorf("service ID %d is outside the services map", id)
 	}
-	atomic.StoreUint64((*uint64)(unsafe.Pointer(&t.services[int(id)*8])), encodeRange(r))
+	return (*bpfService)(unsafe.Pointer(&t.services[int(id)*size])), nil
+}
+
+// SetRange stores the range of one side of a service in one atomic step, after
+// everything SetSlots has written before.
+func (t *Tables) SetRange(id lb.ServiceID, side lb.Side, r lb.Range) error {
+	s, err := t.service(id)
+	if err != nil {
+		return err
+	}
+	if side >= lb.Sides {
+		return fmt.Errorf("range of service ID %d: there is no %v", id, side)
+	}
+	atomic.StoreUint64(&s.Range[side], encodeRange(r))
+	t.writes[bpfMapServices].Add(1)
+	return nil
+}
+
+// SetOptions stores everything in row but the ranges in one atomic step.
+func (t *Tables) SetOptions(id lb.ServiceID, row lb.ServiceRow) error {
+	s, err := t.service(id)
+	if err != nil {
+		return err
+	}
+	atomic.StoreUint64(&s.Options, encodeOptions(row))
 	t.writes[bpfMapServices].Add(1)
 	return nil
 }
 
 // SetSlots writes backends into consecutive slots. No reader may be led to them
-// before SetService.
+// before SetRange.
 func (t *Tables) SetSlots(base uint32, backends []lb.Backend) error {
 	const size = int(unsafe.Sizeof(bpfSlot{}))
 	if _, slots := t.Limits(); int(base)+len(backends) > slots {
@@ -133,9 +160,12 @@ func (t *Tables) SetSlots(base uint32, backends []lb.Backend) error {
 	return nil
 }
 
+// present is the value of rows whose presence is their meaning.
+const present = uint8(1)
+
 // SetMember inserts a row; it is no error when it is there.
 func (t *Tables) SetMember(m lb.Member) error {
-	key, value := encodeMember(m), uint8(1)
+	key, value := encodeMember(m), present
 	return t.put(bpfMapMembers, m.Backend, &key, &value)
 }
 
@@ -143,6 +173,43 @@ func (t *Tables) SetMember(m lb.Member) error {
 func (t *Tables) DeleteMember(m lb.Member) error {
 	key := encodeMember(m)
 	return t.remove(bpfMapMembers, m.Backend, &key)
+}
+
+// SetSource lets clients in a range use the load-balancer IPs of a service.
+func (t *Tables) SetSource(s lb.Source) error {
+	key, value := encodeSource(s), present
+	return t.put(bpfMapSourceRanges, s.Prefix, &key, &value)
+}
+
+// DeleteSource removes a row; it is no error when there is none.
+func (t *Tables) DeleteSource(s lb.Source) error {
+	key := encodeSource(s)
+	return t.remove(bpfMapSourceRanges, s.Prefix, &key)
+}
+
+// SetNodeAddress inserts or replaces a row. What SetFrontend says of replacing
+// holds here, too.
+func (t *Tables) SetNodeAddress(a netip.Addr, kind lb.NodeAddress) error {
+	key, value := encodeAddr(a), uint8(kind)
+	return t.put(bpfMapNodeAddresses, a, &key, &value)
+}
+
+// DeleteNodeAddress removes a row; it is no error when there is none.
+func (t *Tables) DeleteNodeAddress(a netip.Addr) error {
+	key := encodeAddr(a)
+	return t.remove(bpfMapNodeAddresses, a, &key)
+}
+
+// SetServiceCIDR makes addresses in p that nobody owns unreachable.
+func (t *Tables) SetServiceCIDR(p netip.Prefix) error {
+	key, value := encodeCIDR(p), present
+	return t.put(bpfMapServiceCidrs, p, &key, &value)
+}
+
+// DeleteServiceCIDR removes a row; it is no error when there is none.
+func (t *Tables) DeleteServiceCIDR(p netip.Prefix) error {
+	key := encodeCIDR(p)
+	return t.remove(bpfMapServiceCidrs, p, &key)
 }
 
 // SetName records which service port a service ID stands for.
@@ -215,7 +282,8 @@ func newGrace() (outer, inner *ebpf.Map, err error) {
 func (t *Tables) put(table string, subject fmt.Stringer, key, value any) error {
 	m := t.maps[table]
 	if err := m.Update(key, value, ebpf.UpdateAny); err != nil {
-		if errors.Is(err, unix.E2BIG) {
+		// A hash says the one, an LPM trie the other.
+		if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
 			return fmt.Errorf("update %s %v: %w (the map is full at %d rows%s)",
 				table, subject, err, m.MaxEntries(), sizeFlags[table])
 		}
@@ -237,8 +305,8 @@ func (t *Tables) remove(table string, subject any, key any) error {
 	}
 }
 
-// Load reads all rows. Slots are read where a service's range leads, services
-// where a name does or the word is not zero. It can be called while another
+// Load reads all rows. Slots are read where a service's ranges lead, services
+// where a name does or a word is not zero. It can be called while another
 // process writes; rows may then be from before or after.
 func (t *Tables) Load() (lb.Tables, error) {
 	out := lb.NewTables()
@@ -252,6 +320,15 @@ func (t *Tables) Load() (lb.Tables, error) {
 		each(t.maps[bpfMapMembers], func(k *bpfMemberKey, _ *uint8) {
 			out.Members[decodeMember(*k)] = struct{}{}
 		}),
+		each(t.maps[bpfMapSourceRanges], func(k *bpfSourceKey, _ *uint8) {
+			out.Sources[decodeSource(*k)] = struct{}{}
+		}),
+		each(t.maps[bpfMapNodeAddresses], func(k *bpfAddr, v *uint8) {
+			out.NodeAddresses[decodeAddr(*k)] = lb.NodeAddress(*v)
+		}),
+		each(t.maps[bpfMapServiceCidrs], func(k *bpfCidrKey, _ *uint8) {
+			out.ServiceCIDRs[decodeCIDR(*k)] = struct{}{}
+		}),
 		each(t.maps[bpfMapProblems], func(k *bpfObjectName, v *bpfProblem) {
 			out.Problems[decodeObjectName(k)] = lb.Problem(decodeString(v.Text[:]))
 		}),
@@ -259,16 +336,31 @@ func (t *Tables) Load() (lb.Tables, error) {
 	if err != nil {
 		return out, err
 	}
-	for id := range int(t.maps[bpfMapServices].MaxEntries()) {
-		word := atomic.LoadUint64((*uint64)(unsafe.Pointer(&t.services[id*8])))
-		if _, named := out.Names[lb.ServiceID(id)]; word == 0 && !named {
+	return out, t.loadServices(out)
+}
+
+// loadServices fills in services and slots; names are there already.
+func (t *Tables) loadServices(out lb.Tables) error {
+	services, _ := t.Limits()
+	for id := range lb.ServiceID(services) {
+		mapped, err := t.service(id)
+		if err != nil {
+			return err
+		}
+		s := bpfService{Options: atomic.LoadUint64(&mapped.Options)}
+		for side := range s.Range {
+			s.Range[side] = atomic.LoadUint64(&mapped.Range[side])
+		}
+		if _, named := out.Names[id]; s == (bpfService{}) && !named {
 			continue
 		}
-		r := decodeRange(word)
-		out.Services[lb.ServiceID(id)] = r
-		t.loadSlots(out.Slots, r)
+		row := decodeService(s)
+		out.Services[id] = row
+		for _, r := range row.Sides {
+			t.loadSlots(out.Slots, r)
+		}
 	}
-	return out, nil
+	return nil
 }
 
 func (t *Tables) loadSlots(slots map[uint32]lb.Backend, r lb.Range) {
@@ -284,7 +376,8 @@ func (t *Tables) loadSlots(slots map[uint32]lb.Backend, r lb.Range) {
 	}
 }
 
-// each calls f for every row of a hash map, many rows in one system call.
+// each calls f for every row of a hash map or LPM trie, many rows in one system
+// call. Rows that are deleted meanwhile may make it come to others twice.
 func each[K, V any](m *ebpf.Map, f func(*K, *V)) error {
 	// A batch must hold the longest chain of a bucket.
 	const batch = 1024

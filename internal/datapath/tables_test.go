@@ -6,11 +6,15 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead-lb/fairlead/internal/lb"
@@ -23,10 +27,18 @@ func numbered(i int) lb.FrontendKey {
 	return lb.FrontendKey{VIP: vip, Port: 80, Protocol: lb.TCP}
 }
 
+// numberedPrefix returns the i-th of many prefixes of every length.
+func numberedPrefix(i int) netip.Prefix {
+	a := netip.AddrFrom16([16]byte{0: 0x20, 1: byte(i >> 8), 2: byte(i), 15: 1})
+	return netip.PrefixFrom(a, 24+i%105).Masked()
+}
+
 // TestTables shares one datapath, since the verifier takes its time. Each test
 // leaves the tables empty.
 func TestTables(t *testing.T) {
-	d := openDatapath(t, testutil.BPFRoot(t), Sizes{Frontends: 8192, Services: 64, Slots: 256, Members: 8192, Peers: 64})
+	d := openDatapath(t, testutil.BPFRoot(t), Sizes{
+		Frontends: 8192, Services: 64, Slots: 256, Members: 8192, SourceRanges: 8192, Affinity: 8192, Peers: 64,
+	})
 	for _, tc := range []struct {
 		name string
 		test func(*testing.T, *Datapath)
@@ -36,6 +48,10 @@ func TestTables(t *testing.T) {
 		{"full maps name the flag that helps", testFull},
 		{"numbers outside the maps are refused", testNumbers},
 		{"names that do not fit are refused", testNames},
+		{"a row replaces the one before", testReplaced},
+		{"sources are found by service and longest prefix", testSources},
+		{"service CIDRs are found by family and prefix", testServiceCIDRs},
+		{"affinities are listed and forgotten", testAffinities},
 		{"counters have the names of the ABI", testCounters},
 	} {
 		t.Run(tc.name, func(t *testing.T) { tc.test(t, d) })
@@ -57,7 +73,19 @@ func erase(t testing.TB, tables *Tables, rows lb.Tables) {
 		fatal(t, tables.DeleteName(id))
 	}
 	for id := range rows.Services {
-		fatal(t, tables.SetService(id, lb.Range{}))
+		for side := range lb.Side(lb.Sides) {
+			fatal(t, tables.SetRange(id, side, lb.Range{}))
+		}
+		fatal(t, tables.SetOptions(id, lb.ServiceRow{}))
+	}
+	for s := range rows.Sources {
+		fatal(t, tables.DeleteSource(s))
+	}
+	for a := range rows.NodeAddresses {
+		fatal(t, tables.DeleteNodeAddress(a))
+	}
+	for p := range rows.ServiceCIDRs {
+		fatal(t, tables.DeleteServiceCIDR(p))
 	}
 	for name := range rows.Problems {
 		fatal(t, tables.DeleteProblem(name))
@@ -77,6 +105,7 @@ func testLoad(t *testing.T, d *Datapath) {
 		for i := range 5000 {
 			want.Frontends[numbered(i)] = lb.Frontend{Service: 2, Kind: lb.KindClusterIP}
 			want.Members[lb.Member{Service: 1, Backend: lb.Backend{Addr: numbered(i).VIP, Port: 53}}] = struct{}{}
+			want.Sources[lb.Source{Service: 2, Prefix: numberedPrefix(i)}] = struct{}{}
 		}
 		write(t, d.Tables, want)
 		wantLoaded(t, d.Tables, want)
@@ -88,7 +117,9 @@ func testLoad(t *testing.T, d *Datapath) {
 			t.Fatal(err)
 		}
 		want.Frontends[numbered(7)] = lb.Frontend{Service: 3, Kind: lb.KindClusterIP}
-		want.Services[1] = lb.Range{Base: 11, Count: 1, Generation: 6}
+		want.Services[1] = lb.ServiceRow{Sides: [lb.Sides]lb.Range{
+			{Base: 12, Count: 1, Generation: 2}, {Base: 11, Count: 1, Generation: 6}, lb.Range{}.NextEmpty(true),
+		}}
 		delete(want.Slots, 10) // still there, but in nobody's range
 		write(t, d.Tables, want)
 		wantLoaded(t, d.Tables, want)
@@ -123,7 +154,10 @@ func testWrites(t *testing.T, d *Datapath) {
 		return n
 	}
 	write(t, d.Tables, sample())
-	want := map[string]uint64{"frontends": 4, "names": 3, "services": 4, "slots": 3, "members": 3, "problems": 1}
+	want := map[string]uint64{
+		"frontends": 9, "names": 3, "services": 4 * (lb.Sides + 1), "slots": 4, "members": 7, "problems": 1,
+		"source_ranges": 3, "node_addresses": 3, "service_cidrs": 2,
+	}
 	if diff := cmp.Diff(want, since()); diff != "" {
 		t.Errorf("after every row was written once (-want +got):\n%s", diff)
 	}
@@ -138,44 +172,66 @@ func testWrites(t *testing.T, d *Datapath) {
 	_, err := d.Load()
 	fatal(t, err)
 	fatal(t, d.SetAgentState(AgentState{PID: 1}))
+	_, err = d.Affinities()
+	fatal(t, err)
 	if diff := cmp.Diff(want, since()); diff != "" {
 		t.Errorf("reading and the agent's state are counted (-want +got):\n%s", diff)
 	}
 }
 
 func testFull(t *testing.T, d *Datapath) {
-	const rows = 8192
-	fill := func(put func(i int) error) error {
-		for i := range rows + 1 {
-			if err := put(i); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
 	for _, tc := range []struct {
 		table string
+		rows  int
 		put   func(i int) error
 		want  string
+		help  string
 	}{
-		{"frontends", func(i int) error { return d.SetFrontend(numbered(i), lb.Frontend{Kind: lb.KindClusterIP}) },
-			"update frontends 10.96.32.0:80/TCP: "},
-		{"members", func(i int) error {
-			return d.SetMember(lb.Member{Service: 1, Backend: lb.Backend{Addr: numbered(i).VIP, Port: 53}})
-		}, "update members 10.96.32.0:53: "},
+		{
+			"frontends", 8192,
+			func(i int) error { return d.SetFrontend(numbered(i), lb.Frontend{Kind: lb.KindClusterIP}) },
+			"update frontends 10.96.32.0:80/TCP: ", "; raise --max-frontends)",
+		},
+		{
+			"members", 8192,
+			func(i int) error {
+				return d.SetMember(lb.Member{Service: 1, Backend: lb.Backend{Addr: numbered(i).VIP, Port: 53}})
+			},
+			"update members 10.96.32.0:53: ", "; raise --max-members)",
+		},
+		{
+			"source_ranges", 8192,
+			func(i int) error {
+				return d.SetSource(lb.Source{Service: 1, Prefix: netip.PrefixFrom(numbered(i).VIP, 32)})
+			},
+			"update source_ranges 10.96.32.0/32: ", "; raise --max-source-ranges)",
+		},
+		{
+			"node_addresses", 4096,
+			func(i int) error { return d.SetNodeAddress(numbered(i).VIP, lb.NodeAddressOpen) },
+			"update node_addresses 10.96.16.0: ", ")",
+		},
+		{
+			"service_cidrs", 1024,
+			func(i int) error { return d.SetServiceCIDR(netip.PrefixFrom(numbered(i).VIP, 32)) },
+			"update service_cidrs 10.96.4.0/32: ", ")",
+		},
 	} {
 		t.Run(tc.table, func(t *testing.T) {
 			before := d.Writes()[tc.table]
-			err := fill(tc.put)
-			if !errors.Is(err, unix.E2BIG) {
-				t.Fatalf("error is %v, want E2BIG", err)
+			for i := range tc.rows {
+				fatal(t, tc.put(i))
 			}
-			help := "(the map is full at 8192 rows; raise --max-" + tc.table + ")"
-			if !strings.HasPrefix(err.Error(), tc.want) || !strings.Contains(err.Error(), help) {
-				t.Errorf("error %q does not say %q and %q", err, tc.want, help)
+			err := tc.put(tc.rows)
+			if err == nil {
+				t.Fatalf("row %d fits", tc.rows+1)
 			}
-			if n := d.Writes()[tc.table] - before; n != rows {
-				t.Errorf("%d writes are counted, %d succeeded", n, rows)
+			help := fmt.Sprintf("(the map is full at %d rows%s", tc.rows, tc.help)
+			if !strings.HasPrefix(err.Error(), tc.want) || !strings.HasSuffix(err.Error(), help) {
+				t.Errorf("error %q does not begin with %q and end with %q", err, tc.want, help)
+			}
+			if n := d.Writes()[tc.table] - before; n != uint64(tc.rows) {
+				t.Errorf("%d writes are counted, %d succeeded", n, tc.rows)
 			}
 		})
 	}
@@ -183,12 +239,15 @@ func testFull(t *testing.T, d *Datapath) {
 
 func testNumbers(t *testing.T, d *Datapath) {
 	b := backend("10.244.0.2:80")
-	fatal(t, d.SetService(63, lb.Range{}))
+	fatal(t, d.SetRange(63, lb.SideOutside, lb.Range{}))
+	fatal(t, d.SetOptions(63, lb.ServiceRow{}))
 	fatal(t, d.SetSlots(255, []lb.Backend{b}))
 	for name, err := range map[string]error{
 		// The mapped memory is a whole page, the map is not.
-		"the first service ID beyond":  d.SetService(64, lb.Range{}),
-		"a service ID far beyond":      d.SetService(1<<31, lb.Range{}),
+		"the first service ID beyond":  d.SetRange(64, 0, lb.Range{}),
+		"a service ID far beyond":      d.SetRange(1<<31, 0, lb.Range{}),
+		"options of an ID beyond":      d.SetOptions(64, lb.ServiceRow{}),
+		"the first side beyond":        d.SetRange(63, lb.Sides, lb.Range{}),
 		"the first slot beyond":        d.SetSlots(256, []lb.Backend{b}),
 		"a block that ends beyond":     d.SetSlots(255, []lb.Backend{b, b}),
 		"a slot at the end of numbers": d.SetSlots(^uint32(0), []lb.Backend{b}),
@@ -200,6 +259,177 @@ func testNumbers(t *testing.T, d *Datapath) {
 	if services, slots := d.Limits(); services != 64 || slots != 256 {
 		t.Errorf("limits are %d services and %d slots, want 64 and 256", services, slots)
 	}
+}
+
+// testReplaced shows that no word of a service touches another one.
+func testReplaced(t *testing.T, d *Datapath) {
+	want := lb.NewTables()
+	want.Services[5] = lb.ServiceRow{
+		Sides:    [lb.Sides]lb.Range{{Generation: 1}, {Generation: 2}, {Generation: 3}},
+		Affinity: 10800, NodeAllowed: true,
+	}
+	want.NodeAddresses[netip.MustParseAddr("192.0.2.1")] = lb.NodeAddressOpen
+	want.ServiceCIDRs[netip.MustParsePrefix("10.96.0.0/12")] = struct{}{}
+	for range 2 { // what is there may be written again
+		write(t, d.Tables, want)
+		wantLoaded(t, d.Tables, want)
+	}
+	for side := range lb.Side(lb.Sides) {
+		row := want.Services[5]
+		row.Sides[side] = lb.Range{Generation: lb.MaxGeneration}
+		fatal(t, d.SetRange(5, side, row.Sides[side]))
+		want.Services[5] = row
+		wantLoaded(t, d.Tables, want)
+	}
+	row := want.Services[5]
+	row.Affinity, row.Restricted, row.NodeAllowed = 1<<32-1, true, false
+	fatal(t, d.SetOptions(5, lb.ServiceRow{Affinity: 1<<32 - 1, Restricted: true})) // ranges are ignored
+	want.Services[5] = row
+	fatal(t, d.SetNodeAddress(netip.MustParseAddr("192.0.2.1"), lb.NodeAddressLoopback))
+	want.NodeAddresses[netip.MustParseAddr("192.0.2.1")] = lb.NodeAddressLoopback
+	wantLoaded(t, d.Tables, want)
+}
+
+// found tells whether a trie holds a prefix of key.
+func found(t *testing.T, d *Datapath, table string, key any) bool {
+	t.Helper()
+	var value uint8
+	err := d.maps[table].Lookup(key, &value)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+func testSources(t *testing.T, d *Datapath) {
+	for service, prefixes := range map[lb.ServiceID][]string{
+		1: {"192.0.2.0/25", "198.51.100.7/32", "2001:db8::/32"},
+		2: {"0.0.0.0/0"},
+		3: {"::/0"},
+	} {
+		for _, p := range prefixes {
+			fatal(t, d.SetSource(lb.Source{Service: service, Prefix: netip.MustParsePrefix(p)}))
+		}
+	}
+	for _, tc := range []struct {
+		name    string
+		service lb.ServiceID
+		client  string
+		allowed bool
+	}{
+		{"in the range", 1, "192.0.2.127", true},
+		{"beside the range", 1, "192.0.2.128", false},
+		{"the single address", 1, "198.51.100.7", true},
+		{"beside the single address", 1, "198.51.100.6", false},
+		{"in the IPv6 range", 1, "2001:db8:ffff::1", true},
+		{"beside the IPv6 range", 1, "2001:db9::1", false},
+		{"in the range of another service", 4, "192.0.2.1", false},
+		{"any IPv4 address", 2, "203.0.113.1", true},
+		{"IPv6 where all of IPv4 is allowed", 2, "2001:db8::1", false},
+		{"any IPv6 address", 3, "2001:db8::1", true},
+	} {
+		client := netip.MustParseAddr(tc.client)
+		key := encodeSource(lb.Source{Service: tc.service, Prefix: netip.PrefixFrom(client, client.BitLen())})
+		if got := found(t, d, bpfMapSourceRanges, &key); got != tc.allowed {
+			t.Errorf("%s: %s may use service %d: %v, want %v", tc.name, client, tc.service, got, tc.allowed)
+		}
+	}
+	t.Run("a range that goes leaves the larger one", func(t *testing.T) {
+		fatal(t, d.SetSource(lb.Source{Service: 2, Prefix: netip.MustParsePrefix("203.0.113.0/24")}))
+		fatal(t, d.DeleteSource(lb.Source{Service: 2, Prefix: netip.MustParsePrefix("0.0.0.0/0")}))
+		for client, want := range map[string]bool{"203.0.113.1/32": true, "203.0.112.1/32": false} {
+			key := encodeSource(lb.Source{Service: 2, Prefix: netip.MustParsePrefix(client)})
+			if got := found(t, d, bpfMapSourceRanges, &key); got != want {
+				t.Errorf("%s is found: %v, want %v", client, got, want)
+			}
+		}
+	})
+}
+
+func testServiceCIDRs(t *testing.T, d *Datapath) {
+	for _, p := range []string{"10.96.0.0/12", "fd00:96::/112"} {
+		fatal(t, d.SetServiceCIDR(netip.MustParsePrefix(p)))
+	}
+	for addr, want := range map[string]bool{
+		"10.96.0.0": true, "10.111.255.255": true, "10.112.0.0": false,
+		"fd00:96::ffff": true, "fd00:96::1:0": false,
+		"::a60:1": false, // ends like 10.96.0.1
+	} {
+		a := netip.MustParseAddr(addr)
+		key := encodeCIDR(netip.PrefixFrom(a, a.BitLen()))
+		if got := found(t, d, bpfMapServiceCidrs, &key); got != want {
+			t.Errorf("%s is in a service CIDR: %v, want %v", a, got, want)
+		}
+	}
+}
+
+// remember writes an affinity entry as programs do, a while ago.
+func remember(t *testing.T, d *Datapath, e AffinityEntry) {
+	t.Helper()
+	var now unix.Timespec
+	fatal(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &now))
+	key := bpfAffinityKey{Netns: e.Netns, ServiceId: uint32(e.Service)}
+	value := bpfAffinity{
+		Backend: encodeAddr(e.Backend.Addr), Port: networkPort(e.Backend.Port),
+		Client: encodeAddr(e.Client), LastSec: uint32(now.Sec - int64(e.Age/time.Second)),
+	}
+	fatal(t, d.maps[bpfMapAffinity].Put(&key, &value))
+}
+
+func testAffinities(t *testing.T, d *Datapath) {
+	list := func() map[uint64]AffinityEntry {
+		t.Helper()
+		entries, err := d.Affinities()
+		fatal(t, err)
+		out := map[uint64]AffinityEntry{}
+		for _, e := range entries {
+			// The clock may have moved on.
+			e.Age = e.Age.Truncate(time.Hour)
+			out[e.Netns] = e
+		}
+		if len(out) != len(entries) {
+			t.Errorf("%d entries are listed, %d of them different", len(entries), len(out))
+		}
+		return out
+	}
+	forget := func(gone func(AffinityEntry) bool) int {
+		t.Helper()
+		n, err := d.ForgetAffinities(gone)
+		fatal(t, err)
+		return n
+	}
+	if got := list(); len(got) != 0 {
+		t.Errorf("there are entries before any client: %v", got)
+	}
+	want := map[uint64]AffinityEntry{}
+	for i := range 3000 { // more than one batch holds
+		e := AffinityEntry{
+			Netns: uint64(i + 1), Client: numbered(i).VIP, Service: lb.ServiceID(i % 3),
+			Backend: backend("10.244.0.2:5353"), Age: time.Duration(i%4) * time.Hour,
+		}
+		remember(t, d, e)
+		want[e.Netns] = e
+	}
+	wantEntries := func() {
+		t.Helper()
+		if diff := cmp.Diff(want, list(), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+			t.Errorf("other entries than were made (-want +got):\n%s", diff)
+		}
+	}
+	wantEntries()
+
+	old := func(e AffinityEntry) bool { return e.Service == 2 && e.Age >= 2*time.Hour }
+	before := len(want)
+	maps.DeleteFunc(want, func(_ uint64, e AffinityEntry) bool { return old(e) })
+	for _, n := range []int{before - len(want), 0} {
+		if got := forget(old); got != n {
+			t.Errorf("%d entries are forgotten, want %d", got, n)
+		}
+		wantEntries()
+	}
+	forget(func(AffinityEntry) bool { return true })
+	clear(want)
+	wantEntries()
 }
 
 func testNames(t *testing.T, d *Datapath) {
@@ -226,7 +456,7 @@ func testCounters(t *testing.T, d *Datapath) {
 			t.Errorf("counter %d is %+v, want a name and 0", i, c)
 		}
 	}
-	if first, last := counters[0].Name, counters[len(counters)-1].Name; first != "connect_tcp_pass" || last != "peer_lost" {
+	if first, last := counters[0].Name, counters[len(counters)-1].Name; first != "connect_tcp_pass" || last != "client_unknown" {
 		t.Errorf("counters go from %s to %s", first, last)
 	}
 }

@@ -39,7 +39,7 @@ func OpenView(root string) (*View, error) {
 		if err != nil {
 			closeMaps(maps)
 			if errors.Is(err, fs.ErrNotExist) {
-				err = fmt.Errorf("%s: %w (is the agent running with this --bpf-root?)", filepath.Clean(root), ErrNoDatapath)
+				err = fmt.Errorf("%s: %w (%s)", filepath.Clean(root), ErrNoDatapath, whyNothing(root))
 			} else if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 				err = fmt.Errorf("open pinned map %s: %w (run as root)", name, err)
 			}
@@ -72,13 +72,18 @@ type AgentState struct {
 	Started  time.Time
 	Synced   time.Time // last time all that could be written was; zero before that
 	CgroupID uint64    // inode of the cgroup the hooks are on
-	PID      int       // in the agent's PID namespace
-	Version  string
+	// NetnsCookie is the cookie of the node's network namespace.
+	NetnsCookie uint64
+	PID         int // in the agent's PID namespace
+	Version     string
 }
 
 // SetAgentState records the state. It does not count as a write to the tables.
 func (t *Tables) SetAgentState(s AgentState) error {
-	row := bpfAgentState{Started: unixNano(s.Started), Synced: unixNano(s.Synced), CgroupId: s.CgroupID, Pid: uint32(s.PID)}
+	row := bpfAgentState{
+		Started: unixNano(s.Started), Synced: unixNano(s.Synced),
+		CgroupId: s.CgroupID, NetnsCookie: s.NetnsCookie, Pid: uint32(s.PID),
+	}
 	copy(row.Version[:len(row.Version)-1], s.Version)
 	if err := t.maps[bpfMapAgent].Put(uint32(0), &row); err != nil {
 		return fmt.Errorf("update agent state: %w", err)
@@ -94,7 +99,7 @@ func (t *Tables) AgentState() (AgentState, error) {
 	}
 	return AgentState{
 		Started: fromUnixNano(row.Started), Synced: fromUnixNano(row.Synced),
-		CgroupID: row.CgroupId, PID: int(row.Pid), Version: decodeString(row.Version[:]),
+		CgroupID: row.CgroupId, NetnsCookie: row.NetnsCookie, PID: int(row.Pid), Version: decodeString(row.Version[:]),
 	}, nil
 }
 

@@ -149,10 +149,10 @@ func (d *Datapath) SetAnswered(keys []lb.FrontendKey) error {
 			return fmt.Errorf("delete answered: %w", err)
 		}
 	}
-	one := uint8(1)
+	value := present
 	for _, key := range keys {
 		k := encodeFrontendKey(key)
-		if err := m.Put(&k, &one); err != nil {
+		if err := m.Put(&k, &value); err != nil {
 			return fmt.Errorf("update answered %v: %w", key, err)
 		}
 	}

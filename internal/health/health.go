@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The Fairlead Authors
 
-// Package health answers /healthz and /livez as kube-proxy does: load balancers
-// and the kubelet ask whether this node's Services are kept up to date.
 package health
 
 import (
@@ -18,16 +16,44 @@ type Tracker struct {
 	timeout time.Duration
 	now     func() time.Time
 
-	mu     sync.Mutex
-	synced bool
-	queued time.Time // when the oldest change that is not in the kernel came; zero if none
-	last   time.Time // when the tables were last brought up to date
+	mu       sync.Mutex
+	synced   bool
+	leaving  bool      // load balancers should not send to this node
+	queued   time.Time // when the oldest change that is not in the kernel came; zero if none
+	last     time.Time // when the tables were last brought up to date
+	observer Observer
+}
+
+// Observer is told the status code of every answer. A nil func is not called;
+// the others are called from the goroutines that answer.
+type Observer struct {
+	Healthz func(code int)
+	Livez   func(code int)
 }
 
 // NewTracker returns a Tracker that is unhealthy while a change has waited for
-// longer than timeout. kube-proxy waits two sync periods, a minute.
+// timeout. kube-proxy waits two sync periods, a minute.
 func NewTracker(timeout time.Duration) *Tracker {
-	return &Tracker{timeout: timeout, now: time.Now}
+	t := &Tracker{timeout: timeout, now: time.Now}
+	t.last = t.now()
+	return t
+}
+
+// Observe makes o the observer of the answers from now on.
+func (t *Tracker) Observe(o Observer) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.observer = o
+}
+
+// SetNodeEligible notes whether load balancers may send to this node: its Node is
+// known, is not being deleted and is not tainted ToBeDeletedByClusterAutoscaler.
+// Whoever watches the Node begins with false, as it is not known yet. Where there
+// is none to watch nobody calls this, and the node is eligible.
+func (t *Tracker) SetNodeEligible(eligible bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.leaving = !eligible
 }
 
 // Queued notes that a change has arrived. Changes before the first sync do not
@@ -49,6 +75,18 @@ func (t *Tracker) Applied() {
 	t.queued, t.last, t.synced = time.Time{}, t.now(), true
 }
 
+// Healthy tells whether no change waits for too long. It asks neither whether
+// anything has been applied yet nor whether the node is eligible.
+func (t *Tracker) Healthy() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.healthy(t.now())
+}
+
+func (t *Tracker) healthy(now time.Time) bool {
+	return t.queued.IsZero() || now.Sub(t.queued) < t.timeout
+}
+
 // family is the health of one address family, as kube-proxy reports it. Both
 // are kept by one agent here and always agree.
 type family struct {
@@ -58,61 +96,80 @@ type family struct {
 
 // body is what kube-proxy answers.
 type body struct {
-	LastUpdated  time.Time         `json:"lastUpdated"`
-	CurrentTime  time.Time         `json:"currentTime"`
-	NodeEligible *bool             `json:"nodeEligible,omitempty"`
-	Healthy      bool              `json:"healthy"`
-	Status       map[string]family `json:"status"`
+	LastUpdated time.Time `json:"lastUpdated"`
+	CurrentTime time.Time `json:"currentTime"`
+	// NodeEligible is nil on /livez.
+	NodeEligible *bool `json:"nodeEligible,omitempty"`
+	// Healthy does not take the node into account, on /healthz either: only the
+	// status code does.
+	Healthy bool              `json:"healthy"`
+	Status  map[string]family `json:"status"`
 }
 
-func (t *Tracker) state() (b body, synced bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	now := t.now()
-	healthy := t.queued.IsZero() || now.Sub(t.queued) <= t.timeout
-	last := t.last
-	if healthy && t.synced {
-		// As kube-proxy has it: nothing is waiting, so all is as of now.
-		last = now
-	}
-	f := family{LastUpdated: last, Healthy: healthy}
-	return body{
-		LastUpdated: last, CurrentTime: now, Healthy: healthy,
+// newBody returns the body of an answer with code. LastUpdated is the time of the
+// last sync for each family; for the whole it is now while all is well, since
+// clients take an old one for a node that is stuck.
+func (t *Tracker) newBody(now time.Time, healthy bool, code int) body {
+	f := family{LastUpdated: t.last, Healthy: healthy}
+	b := body{
+		LastUpdated: t.last, CurrentTime: now, Healthy: healthy,
 		Status: map[string]family{"IPv4": f, "IPv6": f},
-	}, t.synced
+	}
+	if code == http.StatusOK {
+		b.LastUpdated = now
+	}
+	return b
 }
 
-// Healthy tells whether no change waits for too long. It does not ask whether
-// anything has been applied yet.
-func (t *Tracker) Healthy() bool {
-	b, _ := t.state()
-	return b.Healthy
-}
-
-// Healthz answers 200 while the tables are kept up to date, 503 otherwise and
-// before the first sync is in the kernel.
+// Healthz answers 200 while the tables are kept up to date and the node is
+// eligible. It answers 503 otherwise and before the first sync is in the kernel.
 func (t *Tracker) Healthz(w http.ResponseWriter, _ *http.Request) {
-	b, synced := t.state()
-	// Taints and deletion of the Node are not watched yet.
-	eligible := true
+	t.mu.Lock()
+	now, eligible := t.now(), !t.leaving
+	healthy := t.healthy(now) && t.synced
+	code := statusCode(healthy && eligible)
+	b := t.newBody(now, healthy, code)
 	b.NodeEligible = &eligible
-	b.Healthy = b.Healthy && synced
-	write(w, b)
+	observe := t.observer.Healthz
+	t.mu.Unlock()
+	answer(w, code, b, observe)
 }
 
-// Livez is Healthz without the first sync: an agent that waits for its API
-// server must not be restarted for it.
+// Livez is Healthz without the node and the first sync: an agent that waits for
+// its API server must not be restarted for it.
 func (t *Tracker) Livez(w http.ResponseWriter, _ *http.Request) {
-	b, _ := t.state()
-	write(w, b)
+	t.mu.Lock()
+	now := t.now()
+	healthy := t.healthy(now)
+	code := statusCode(healthy)
+	b := t.newBody(now, healthy, code)
+	observe := t.observer.Livez
+	t.mu.Unlock()
+	answer(w, code, b, observe)
 }
 
-func write(w http.ResponseWriter, b body) {
+func statusCode(well bool) int {
+	if well {
+		return http.StatusOK
+	}
+	return http.StatusServiceUnavailable
+}
+
+// answer sends b and tells observe, which may be nil.
+func answer(w http.ResponseWriter, code int, b body, observe func(code int)) {
+	if observe != nil {
+		observe(code)
+	}
+	// Times, booleans and strings cannot fail to be encoded.
+	text, _ := json.Marshal(b)
+	send(w, code, text)
+}
+
+// send answers with JSON text.
+func send(w http.ResponseWriter, code int, text []byte) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	if !b.Healthy {
-		w.WriteHeader(http.StatusServiceUnavailable)
-	}
+	w.WriteHeader(code)
 	// The client may be gone; there is nobody to tell.
-	_ = json.NewEncoder(w).Encode(b)
+	_, _ = w.Write(text)
 }

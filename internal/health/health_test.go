@@ -4,90 +4,177 @@
 package health
 
 import (
-	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
+
+// start is the time at which Trackers are made here.
+var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// tracked is a Tracker with a clock that stands still.
+type tracked struct {
+	*Tracker
+	at time.Time
+}
+
+func newTracked(timeout time.Duration) *tracked {
+	tr := &tracked{Tracker: NewTracker(timeout), at: start}
+	tr.now = func() time.Time { return tr.at }
+	tr.last = start
+	return tr
+}
+
+func (tr *tracked) pass(d time.Duration) { tr.at = tr.at.Add(d) }
+
+// quiet syncs and lets a minute pass.
+func (tr *tracked) quiet() {
+	tr.Applied()
+	tr.pass(time.Minute)
+}
 
 func TestAnswers(t *testing.T) {
 	const timeout = time.Minute
 	for _, tt := range []struct {
 		name           string
-		do             func(*Tracker, func(time.Duration))
+		do             func(*tracked)
 		healthz, livez int
 	}{
-		{"before the first sync only livez is well", func(*Tracker, func(time.Duration)) {}, 503, 200},
-		{"after the first sync both are", func(tr *Tracker, _ func(time.Duration)) { tr.Queued(); tr.Applied() }, 200, 200},
-		{"a change may wait as long as the timeout", func(tr *Tracker, pass func(time.Duration)) {
+		{"before the first sync only livez is well", func(*tracked) {}, 503, 200},
+		{"a change before the first sync does not wait", func(tr *tracked) {
+			tr.Queued()
+			tr.pass(2 * timeout)
+		}, 503, 200},
+		{"after the first sync both are", func(tr *tracked) { tr.Queued(); tr.Applied() }, 200, 200},
+		{"a change may wait for less than the timeout", func(tr *tracked) {
 			tr.Applied()
 			tr.Queued()
-			pass(timeout)
+			tr.pass(timeout - time.Nanosecond)
 		}, 200, 200},
-		{"a change that waits longer makes both unwell", func(tr *Tracker, pass func(time.Duration)) {
+		{"a change that waits longer makes both unwell", func(tr *tracked) {
 			tr.Applied()
 			tr.Queued()
-			pass(timeout + time.Second)
+			tr.pass(timeout)
 		}, 503, 503},
-		{"the oldest change counts", func(tr *Tracker, pass func(time.Duration)) {
+		{"the oldest change counts", func(tr *tracked) {
 			tr.Applied()
 			tr.Queued()
-			pass(timeout)
+			tr.pass(timeout - time.Second)
 			tr.Queued()
-			pass(time.Second)
+			tr.pass(time.Second)
 		}, 503, 503},
-		{"applying mends it", func(tr *Tracker, pass func(time.Duration)) {
+		{"applying mends it", func(tr *tracked) {
 			tr.Applied()
 			tr.Queued()
-			pass(2 * timeout)
+			tr.pass(2 * timeout)
 			tr.Applied()
 		}, 200, 200},
-		{"quiet is not stuck", func(tr *Tracker, pass func(time.Duration)) { tr.Applied(); pass(24 * time.Hour) }, 200, 200},
+		{"quiet is not stuck", func(tr *tracked) { tr.Applied(); tr.pass(24 * time.Hour) }, 200, 200},
+		{"a node that is unknown or leaves is for healthz alone", func(tr *tracked) {
+			tr.Applied()
+			tr.SetNodeEligible(false)
+		}, 503, 200},
+		{"a node may come back", func(tr *tracked) {
+			tr.Applied()
+			tr.SetNodeEligible(false)
+			tr.SetNodeEligible(true)
+		}, 200, 200},
+		{"an eligible node does not make up for a sync that is missing", func(tr *tracked) {
+			tr.SetNodeEligible(true)
+		}, 503, 200},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-			tracker := NewTracker(timeout)
-			tracker.now = func() time.Time { return now }
-			tt.do(tracker, func(d time.Duration) { now = now.Add(d) })
-			check(t, "healthz", tracker.Healthz, tt.healthz, now)
-			check(t, "livez", tracker.Livez, tt.livez, now)
+			tr := newTracked(timeout)
+			tt.do(tr)
+			if rec := get(tr.Healthz); rec.Code != tt.healthz {
+				t.Errorf("healthz: code %d, want %d: %s", rec.Code, tt.healthz, rec.Body)
+			}
+			if rec := get(tr.Livez); rec.Code != tt.livez {
+				t.Errorf("livez: code %d, want %d: %s", rec.Code, tt.livez, rec.Body)
+			}
+			if got, want := tr.Healthy(), tt.livez == 200; got != want {
+				t.Errorf("Healthy() is %v, want %v: livez and health check node ports agree", got, want)
+			}
 		})
 	}
 }
 
-// check asks a handler and looks at code, headers and the body's agreement with
-// the code.
-func check(t *testing.T, name string, h http.HandlerFunc, code int, now time.Time) {
-	t.Helper()
+func get(h http.HandlerFunc) *httptest.ResponseRecorder {
 	rec := httptest.NewRecorder()
-	h(rec, httptest.NewRequest(http.MethodGet, "/"+name, nil))
-	if rec.Code != code {
-		t.Errorf("%s: code %d, want %d", name, rec.Code, code)
+	h(rec, httptest.NewRequest(http.MethodGet, "/", http.NoBody))
+	return rec
+}
+
+// TestBodies holds the whole bodies, as kube-proxy 1.36.3 writes them in the same
+// states. The last sync is at 03:04:05 and it is asked a minute later.
+func TestBodies(t *testing.T) {
+	const (
+		synced = `"2026-01-02T03:04:05Z"`
+		now    = `"2026-01-02T03:05:05Z"`
+		well   = `"status":{"IPv4":{"lastUpdated":` + synced + `,"healthy":true},"IPv6":{"lastUpdated":` + synced + `,"healthy":true}}}`
+		stuck  = `"status":{"IPv4":{"lastUpdated":` + synced + `,"healthy":false},"IPv6":{"lastUpdated":` + synced + `,"healthy":false}}}`
+	)
+	for _, tt := range []struct {
+		name           string
+		do             func(*tracked)
+		healthz, livez string
+	}{
+		{"while all is well it is updated now, each family when it was synced", (*tracked).quiet,
+			`{"lastUpdated":` + now + `,"currentTime":` + now + `,"nodeEligible":true,"healthy":true,` + well,
+			`{"lastUpdated":` + now + `,"currentTime":` + now + `,"healthy":true,` + well},
+		{"stuck, it is updated when it was synced", func(tr *tracked) { tr.quiet(); tr.queued = start },
+			`{"lastUpdated":` + synced + `,"currentTime":` + now + `,"nodeEligible":true,"healthy":false,` + stuck,
+			`{"lastUpdated":` + synced + `,"currentTime":` + now + `,"healthy":false,` + stuck},
+		{"a node that leaves is healthy and not eligible", func(tr *tracked) { tr.quiet(); tr.SetNodeEligible(false) },
+			`{"lastUpdated":` + synced + `,"currentTime":` + now + `,"nodeEligible":false,"healthy":true,` + well,
+			`{"lastUpdated":` + now + `,"currentTime":` + now + `,"healthy":true,` + well},
+		{"before the first sync healthz has the time of the start", func(tr *tracked) { tr.pass(time.Minute) },
+			`{"lastUpdated":` + synced + `,"currentTime":` + now + `,"nodeEligible":true,"healthy":false,` + stuck,
+			`{"lastUpdated":` + now + `,"currentTime":` + now + `,"healthy":true,` + well},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tr := newTracked(time.Minute)
+			tt.do(tr)
+			for path, want := range map[string]string{"healthz": tt.healthz, "livez": tt.livez} {
+				rec := get(map[string]http.HandlerFunc{"healthz": tr.Healthz, "livez": tr.Livez}[path])
+				if diff := cmp.Diff(want, rec.Body.String()); diff != "" {
+					t.Errorf("%s: -kube-proxy +ours:\n%s", path, diff)
+				}
+				checkHeaders(t, rec.Header())
+			}
+		})
 	}
-	if got := rec.Header().Get("Content-Type"); got != "application/json" {
-		t.Errorf("%s: content type %q", name, got)
+}
+
+func checkHeaders(t *testing.T, h http.Header) {
+	t.Helper()
+	if got := h.Get("Content-Type"); got != "application/json" {
+		t.Errorf("content type %q", got)
 	}
-	var b struct {
-		CurrentTime  time.Time
-		LastUpdated  time.Time
-		Healthy      bool
-		NodeEligible *bool
-		Status       map[string]struct{ Healthy bool }
+	if got := h.Get("X-Content-Type-Options"); got != "nosniff" {
+		t.Errorf("content type options %q", got)
 	}
-	if err := json.Unmarshal(rec.Body.Bytes(), &b); err != nil {
-		t.Fatalf("%s: %v in %s", name, err, rec.Body)
+}
+
+func TestAnswersAreObserved(t *testing.T) {
+	tr := NewTracker(time.Minute)
+	get(tr.Healthz) // nobody is told
+	var healthz, livez []int
+	tr.Observe(Observer{
+		Healthz: func(code int) { healthz = append(healthz, code) },
+		Livez:   func(code int) { livez = append(livez, code) },
+	})
+	get(tr.Healthz)
+	get(tr.Livez)
+	tr.Applied()
+	get(tr.Healthz)
+	if diff := cmp.Diff([]int{503, 200}, healthz); diff != "" {
+		t.Errorf("healthz: -want +got:\n%s", diff)
 	}
-	if b.Healthy != (code == 200) {
-		t.Errorf("%s: healthy %v with code %d", name, b.Healthy, code)
-	}
-	if !b.CurrentTime.Equal(now) {
-		t.Errorf("%s: currentTime %v, want %v", name, b.CurrentTime, now)
-	}
-	if (b.NodeEligible != nil) != (name == "healthz") {
-		t.Errorf("%s: nodeEligible %v; only healthz speaks of the node", name, b.NodeEligible)
-	}
-	if len(b.Status) != 2 {
-		t.Errorf("%s: status %v, want both families", name, b.Status)
+	if diff := cmp.Diff([]int{200}, livez); diff != "" {
+		t.Errorf("livez: -want +got:\n%s", diff)
 	}
 }

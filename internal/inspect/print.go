@@ -7,9 +7,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -18,7 +19,9 @@ import (
 )
 
 // Kinds returns what Print can show.
-func Kinds() []string { return []string{"services", "frontends", "backends", "counters"} }
+func Kinds() []string {
+	return []string{"services", "frontends", "backends", "affinity", "addresses", "counters"}
+}
 
 // Formats returns how Print can show it.
 func Formats() []string { return []string{"table", "wide", "json", "yaml"} }
@@ -31,18 +34,40 @@ func Print(w io.Writer, root, kind, format string) error {
 		return err
 	}
 	defer view.Close()
-	if kind == "counters" {
-		counters, err := view.Counters()
-		if err != nil {
-			return err
-		}
-		return printCounters(w, counters, format)
-	}
-	tables, err := load(view.Load)
+	c, err := read(view, kind)
 	if err != nil {
 		return err
 	}
-	return printTables(w, tables, kind, format)
+	return c.print(w, kind, format)
+}
+
+// contents is what the maps hold that a kind needs.
+type contents struct {
+	tables     lb.Tables
+	affinities []datapath.AffinityEntry
+	nodeNetns  uint64
+	counters   []datapath.Counter
+}
+
+func read(view *datapath.View, kind string) (c contents, err error) {
+	switch kind {
+	case "counters":
+		c.counters, err = view.Counters()
+		return c, err
+	case "affinity":
+		var state datapath.AgentState
+		if state, err = view.AgentState(); err != nil {
+			return c, err
+		}
+		c.nodeNetns = state.NetnsCookie
+		// Before the tables: a backend that has come since would look like one
+		// that has left.
+		if c.affinities, err = view.Affinities(); err != nil {
+			return c, err
+		}
+	}
+	c.tables, err = load(view.Load)
+	return c, err
 }
 
 // loadTries is how often load reads the tables before it takes what it gets.
@@ -68,46 +93,45 @@ func complete(t lb.Tables) bool {
 	return true
 }
 
-func printTables(w io.Writer, t lb.Tables, kind, format string) error {
+func (c contents) print(w io.Writer, kind, format string) error {
 	wide := format == "wide"
 	switch kind {
 	case "services":
-		rows := Services(t)
-		return render(w, format, rows, func() *table { return servicesTable(rows, wide) })
+		rows := Services(c.tables)
+		return render(w, format, rows, func() string { return servicesTable(rows, wide).String() })
 	case "frontends":
-		rows := Frontends(t)
-		return render(w, format, rows, func() *table { return frontendsTable(rows, Refused(t), wide) })
+		rows := Frontends(c.tables)
+		return render(w, format, rows, func() string { return frontendsTable(rows, wildcards(c.tables), wide).String() })
 	case "backends":
-		rows := Backends(t)
-		return render(w, format, rows, func() *table { return backendsTable(rows, wide) })
+		rows := Backends(c.tables)
+		return render(w, format, rows, func() string { return backendsTable(rows, wide).String() })
+	case "affinity":
+		rows := Affinities(c.tables, c.affinities, c.nodeNetns)
+		return render(w, format, rows, func() string { return affinityTable(rows, wide).String() })
+	case "addresses":
+		rows := Addresses(c.tables)
+		return render(w, format, rows, func() string { return addressesTable(rows).String() })
+	case "counters":
+		rows := make([]Counter, 0, len(c.counters))
+		for _, counter := range c.counters {
+			rows = append(rows, Counter{counter.Name, counter.Value})
+		}
+		return render(w, format, rows, func() string { return countersTable(rows).String() })
 	default:
 		return fmt.Errorf("inspect %q: want one of %s", kind, strings.Join(Kinds(), ", "))
 	}
 }
 
-func printCounters(w io.Writer, counters []datapath.Counter, format string) error {
-	rows := make([]Counter, 0, len(counters))
-	for _, c := range counters {
-		rows = append(rows, Counter{c.Name, c.Value})
-	}
-	return render(w, format, rows, func() *table {
-		t := &table{columns: []column{{title: "COUNTER"}, {title: "VALUE", number: true}}}
-		for _, c := range rows {
-			t.add(c.Name, strconv.FormatUint(c.Value, 10))
-		}
-		return t
-	})
-}
-
-// render writes rows in the given format.
-func render(w io.Writer, format string, rows any, tabular func() *table) error {
+// render writes what in the given format; text returns it for people.
+func render(w io.Writer, format string, what any, text func() string) error {
 	switch format {
 	case "table", "wide":
-		return tabular().write(w)
+		_, err := io.WriteString(w, text())
+		return err
 	case "json":
-		return WriteJSON(w, rows)
+		return WriteJSON(w, what)
 	case "yaml":
-		out, err := yaml.Marshal(rows)
+		out, err := yaml.Marshal(what)
 		if err != nil {
 			return fmt.Errorf("encode YAML: %w", err)
 		}
@@ -130,59 +154,171 @@ func WriteJSON(w io.Writer, v any) error {
 }
 
 func servicesTable(rows []Service, wide bool) *table {
-	t := &table{columns: []column{
-		{title: "SERVICE"}, {title: "PORT NAME"}, {title: "PROTOCOL"}, {title: "FAMILY"},
-		{title: "FRONTENDS"}, {title: "BACKENDS", number: true},
-	}}
+	t := &table{columns: columns("SERVICE", "PORT NAME", "PROTOCOL", "FAMILY", "FRONTENDS")}
+	t.columns = append(t.columns, numbers("BACKENDS", "EXTERNAL")...)
 	if wide {
-		t.columns = append(t.columns, column{title: "ID", number: true}, column{title: "GENERATION", number: true})
+		t.columns = append(t.columns, numbers("INSIDE", "AFFINITY")...)
+		t.columns = append(t.columns, columns("LOAD-BALANCER CLIENTS")...)
+		t.columns = append(t.columns, numbers("ID", "GENERATIONS")...)
 	}
-	t.columns = append(t.columns, column{title: "PROBLEM"})
+	t.columns = append(t.columns, columns("PROBLEM")...)
 	for _, s := range rows {
-		cells := []string{s.Service, s.PortName, s.Protocol, s.Family, list(s.Frontends, wide), strconv.Itoa(s.Backends)}
+		inside, external := "", ""
+		if s.outside {
+			inside, external = strconv.Itoa(s.Sides[lb.SideInside].Backends), strconv.Itoa(s.Sides[lb.SideOutside].Backends)
+		}
+		cells := []string{
+			s.Service, s.PortName, s.Protocol, s.Family, list(s.Frontends, wide), strconv.Itoa(s.Backends), external,
+		}
 		if wide {
-			cells = append(cells, strconv.FormatUint(uint64(s.ID), 10), strconv.FormatUint(uint64(s.Generation), 10))
+			cells = append(cells, inside, timeout(s.AffinitySeconds), clients(s.Restricted, s.NodeAllowed, text(s.SourceRanges)),
+				strconv.FormatUint(uint64(s.ID), 10), generations(s.Sides))
 		}
 		t.add(append(cells, s.Problem)...)
 	}
 	return t
 }
 
-// frontendsTable adds, when it is wide, a row for each VIP that refuses its
-// undefined ports.
-func frontendsTable(rows []Frontend, refused []netip.Addr, wide bool) *table {
-	t := &table{columns: []column{
-		{title: "VIP"}, {title: "PORT", number: true}, {title: "PROTOCOL"}, {title: "TYPE"},
-		{title: "SERVICE"}, {title: "PORT NAME"}, {title: "BACKENDS"},
-	}}
+// timeout shows the timeout of an affinity, "" for none.
+func timeout(seconds uint32) string {
+	if seconds == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%ds", seconds)
+}
+
+// clients shows who may use load-balancer IPs, "" for everybody.
+func clients(restricted, node bool, ranges []string) string {
+	if !restricted {
+		return ""
+	}
+	if node {
+		ranges = append([]string{clientNode}, ranges...)
+	}
+	return list(ranges, true)
+}
+
+// generations shows those of all sides, once when they are the same.
+func generations(sides []Side) string {
+	var out []string
+	for _, s := range sides {
+		out = append(out, strconv.FormatUint(uint64(s.Generation), 10))
+	}
+	if once := slices.Compact(slices.Clone(out)); len(once) == 1 {
+		out = once
+	}
+	return strings.Join(out, "/")
+}
+
+// frontendsTable adds, when it is wide, a row for what holds for all ports of a
+// VIP that have none.
+func frontendsTable(rows []Frontend, others []wildcard, wide bool) *table {
+	t := &table{columns: columns("VIP")}
+	t.columns = append(t.columns, numbers("PORT")...)
+	t.columns = append(t.columns, columns("PROTOCOL", "TYPE", "SERVICE", "PORT NAME", "BACKENDS", "EXTERNAL BACKENDS")...)
+	if wide {
+		t.columns = append(t.columns, numbers("AFFINITY")...)
+		t.columns = append(t.columns, columns("CLIENTS")...)
+	}
 	for _, f := range rows {
-		backends := make([]string, 0, len(f.Backends))
-		for _, b := range f.Backends {
-			backends = append(backends, netip.AddrPortFrom(b.Address, b.Port).String())
+		external := ""
+		switch {
+		case f.ExternalBackends == nil:
+		case len(f.Backends) > 0 && slices.Equal(f.Backends, f.ExternalBackends):
+			external = "(the same)"
+		default:
+			external = f.backends(f.ExternalBackends, f.kind.Outside(), wide)
 		}
-		if len(backends) == 0 {
-			backends = append(backends, "(none)")
+		cells := []string{
+			f.VIP.String(), strconv.Itoa(int(f.Port)), f.Protocol, f.Type, f.Service, f.PortName,
+			f.backends(f.Backends, f.kind.Inside(), wide), external,
 		}
-		t.add(f.VIP.String(), strconv.Itoa(int(f.Port)), f.Protocol, f.Type, f.Service, f.PortName, list(backends, wide))
+		if wide {
+			restricted := f.kind == lb.KindLoadBalancer && f.row.Restricted
+			cells = append(cells, timeout(f.row.Affinity), clients(restricted, f.row.NodeAllowed, text(f.sources)))
+		}
+		t.add(cells...)
 	}
 	if wide {
-		for _, vip := range refused {
-			t.add(vip.String(), "*", "*", lb.KindClusterIP.String(), "", "", "(undefined ports are refused)")
+		for _, other := range others {
+			what := "(undefined ports are refused)"
+			if other.kind == lb.KindForeign {
+				what = "(left to another proxy)"
+			}
+			t.add(other.vip.String(), "*", "*", other.kind.String(), "", "", what, "", "", "")
 		}
 	}
 	return t
 }
 
+// backends shows the backends of a side or that there are none, and why.
+func (f Frontend) backends(of []Endpoint, side lb.Side, wide bool) string {
+	switch {
+	case len(of) > 0:
+		return list(text(of), wide)
+	case !wide:
+		return "(none)"
+	case f.row.Sides[side].Elsewhere():
+		return "(none here: dropped)"
+	default:
+		return "(none: refused)"
+	}
+}
+
 func backendsTable(rows []Backend, wide bool) *table {
 	t := &table{columns: []column{{title: "ADDRESS"}, {title: "PORT", number: true}, {title: "SERVICES"}}}
 	for _, b := range rows {
-		services := make([]string, 0, len(b.Services))
-		for _, s := range b.Services {
-			services = append(services, s.String())
-		}
-		t.add(b.Address.String(), strconv.Itoa(int(b.Port)), list(services, wide))
+		t.add(b.Address.String(), strconv.Itoa(int(b.Port)), list(text(b.Services), wide))
 	}
 	return t
+}
+
+func affinityTable(rows []Affinity, wide bool) *table {
+	t := &table{columns: columns("CLIENT", "SERVICE", "PORT NAME", "PROTOCOL", "BACKEND")}
+	t.columns = append(t.columns, numbers("AGE")...)
+	if wide {
+		t.columns = append(t.columns, numbers("NETNS COOKIE")...)
+	}
+	for _, a := range rows {
+		cells := []string{a.Client, a.Service, a.PortName, a.Protocol, a.Backend.String(), age(a.AgeSeconds)}
+		if wide {
+			cells = append(cells, strconv.FormatUint(a.Netns, 10))
+		}
+		t.add(cells...)
+	}
+	return t
+}
+
+func age(seconds int64) string { return (time.Duration(seconds) * time.Second).String() }
+
+func addressesTable(rows []Address) *table {
+	meanings := map[string]string{
+		UseNodePorts:         "NodePorts",
+		UseLoopbackNodePorts: "NodePorts, for processes on the node",
+		UseServiceCIDR:       "service range: what no Service has in it is dropped",
+	}
+	t := &table{columns: columns("ADDRESS", "MEANING")}
+	for _, a := range rows {
+		t.add(a.Address, meanings[a.Use])
+	}
+	return t
+}
+
+func countersTable(rows []Counter) *table {
+	t := &table{columns: []column{{title: "COUNTER"}, {title: "VALUE", number: true}}}
+	for _, c := range rows {
+		t.add(c.Name, strconv.FormatUint(c.Value, 10))
+	}
+	return t
+}
+
+// text returns items as they are shown.
+func text[T fmt.Stringer](items []T) []string {
+	out := make([]string, 0, len(items))
+	for _, item := range items {
+		out = append(out, item.String())
+	}
+	return out
 }
 
 // narrowList is how many items of a list a table shows that is not wide.

@@ -22,13 +22,32 @@ type Service struct {
 	// ID is the service's number in the tables. It is 0, and the fields from
 	// portName to frontends are empty, for a Service that is known for its
 	// problem alone.
-	ID         lb.ServiceID `json:"id"`
-	Backends   int          `json:"backends"`
-	Generation uint32       `json:"generation"`
-	Frontends  []string     `json:"frontends"` // "vip:port", never null
+	ID lb.ServiceID `json:"id"`
+	// Backends and Generation are those of the ClusterIP.
+	Backends   int    `json:"backends"`
+	Generation uint32 `json:"generation"`
+	Sides      []Side `json:"sides"` // of all clients, in the order of lb.Side, never null
+	// AffinitySeconds is 0 when every connection is chosen anew.
+	AffinitySeconds uint32 `json:"affinitySeconds"`
+	// Restricted tells that load-balancer IPs are for clients in SourceRanges
+	// alone, NodeAllowed that processes on the node are among these.
+	Restricted   bool           `json:"restricted"`
+	NodeAllowed  bool           `json:"nodeAllowed"`
+	SourceRanges []netip.Prefix `json:"sourceRanges"` // sorted, never null
+	Frontends    []string       `json:"frontends"`    // "vip:port", never null
 	// Problem says what could not be done for the whole Service; "" when all
 	// could.
 	Problem string `json:"problem"`
+
+	outside bool // has a frontend that outside clients may use
+}
+
+// Side is what the clients of one side get of a service.
+type Side struct {
+	Side       string `json:"side"`    // "clusterIP", "inside" or "outside"
+	Verdict    string `json:"verdict"` // "translate", "no_backend" (refused) or "drop"
+	Backends   int    `json:"backends"`
+	Generation uint32 `json:"generation"`
 }
 
 // Frontend is an address, port and protocol that clients dial, with the backends
@@ -36,11 +55,18 @@ type Service struct {
 type Frontend struct {
 	Service  string     `json:"service"` // "namespace/name"
 	PortName string     `json:"portName"`
-	VIP      netip.Addr `json:"vip"`
+	VIP      netip.Addr `json:"vip"` // of a NodePort the unspecified address
 	Port     uint16     `json:"port"`
 	Protocol string     `json:"protocol"`
 	Type     string     `json:"type"`
-	Backends []Endpoint `json:"backends"` // sorted, never null
+	Backends []Endpoint `json:"backends"` // what inside clients get; sorted, never null
+	// ExternalBackends is what outside clients would get from this node. Null for
+	// a ClusterIP, which is for inside clients alone, and only then.
+	ExternalBackends []Endpoint `json:"externalBackends,omitzero"`
+
+	row     lb.ServiceRow
+	kind    lb.FrontendKind
+	sources []netip.Prefix // who may use it, where not everybody may
 }
 
 // Endpoint is the address and port of a backend.
@@ -48,6 +74,9 @@ type Endpoint struct {
 	Address netip.Addr `json:"address"`
 	Port    uint16     `json:"port"`
 }
+
+// String returns "address:port", IPv6 in brackets.
+func (e Endpoint) String() string { return netip.AddrPortFrom(e.Address, e.Port).String() }
 
 // Backend is an address and port that connections are sent to, with the services
 // that send there.
@@ -63,6 +92,20 @@ type ServiceRef struct {
 	PortName string `json:"portName"`
 	Protocol string `json:"protocol"`
 }
+
+// Address is an address or range in which more than single frontends mean
+// something.
+type Address struct {
+	Address string `json:"address"` // "192.0.2.1" or "10.96.0.0/12"
+	Use     string `json:"use"`     // one of the Use constants
+}
+
+// The uses of an Address.
+const (
+	UseNodePorts         = "nodePorts"         // leads everybody to NodePorts
+	UseLoopbackNodePorts = "loopbackNodePorts" // leads processes on the node there
+	UseServiceCIDR       = "serviceCIDR"       // holds the addresses of Services alone
+)
 
 // Counter is an outcome and how often it came about.
 type Counter struct {
@@ -86,28 +129,28 @@ func Services(t lb.Tables) []Service {
 	}
 	var entries []entry
 	shown := map[lb.Name]bool{}
+	sources := sourcesOf(t)
 	for id, r := range t.Services {
 		port, named := t.Names[id]
-		if !named && r.Count == 0 {
+		if !named && !hasBackends(r) {
 			continue // an ID that nobody has at present
 		}
 		shown[port.Service] = true
-		row := Service{
-			Service: serviceName(t, id), PortName: port.Port, ID: id, Backends: int(r.Count),
-			Generation: r.Generation, Frontends: []string{}, Problem: string(t.Problems[port.Service]),
-		}
-		if named {
-			row.Protocol, row.Family = port.Protocol.String(), port.Family.String()
-		}
+		row := service(t, id)
+		row.SourceRanges = append(row.SourceRanges, sources[id]...)
 		slices.SortFunc(dialled[id], lb.FrontendKey.Compare)
 		for _, key := range dialled[id] {
 			row.Frontends = append(row.Frontends, netip.AddrPortFrom(key.VIP, key.Port).String())
+			row.outside = row.outside || forOutside(t.Frontends[key].Kind)
 		}
 		entries = append(entries, entry{port, row})
 	}
 	for name, problem := range t.Problems {
 		if !shown[name] {
-			row := Service{Service: name.String(), Frontends: []string{}, Problem: string(problem)}
+			row := Service{
+				Service: name.String(), Sides: []Side{}, SourceRanges: []netip.Prefix{}, Frontends: []string{},
+				Problem: string(problem),
+			}
 			entries = append(entries, entry{lb.ServicePort{Service: name}, row})
 		}
 	}
@@ -121,27 +164,82 @@ func Services(t lb.Tables) []Service {
 	return rows
 }
 
+// service returns a service's row without what other tables hold of it.
+func service(t lb.Tables, id lb.ServiceID) Service {
+	r := t.Services[id]
+	port, named := t.Names[id]
+	cluster := r.Sides[lb.SideClusterIP]
+	row := Service{
+		Service: serviceName(t, id), PortName: port.Port, ID: id, Backends: int(cluster.Count),
+		Generation: cluster.Generation, AffinitySeconds: r.Affinity, Restricted: r.Restricted, NodeAllowed: r.NodeAllowed,
+		SourceRanges: []netip.Prefix{}, Frontends: []string{}, Problem: string(t.Problems[port.Service]),
+	}
+	if named {
+		row.Protocol, row.Family = port.Protocol.String(), port.Family.String()
+	}
+	for side, set := range r.Sides {
+		row.Sides = append(row.Sides, Side{lb.Side(side).String(), verdict(set), int(set.Count), set.Generation})
+	}
+	return row
+}
+
+// verdict says what becomes of clients that get a backend from r, in the words of
+// lb.ExplainedRule.
+func verdict(r lb.Range) string {
+	switch {
+	case r.Count > 0:
+		return "translate"
+	case r.Elsewhere():
+		return "drop"
+	default:
+		return "no_backend"
+	}
+}
+
+func hasBackends(r lb.ServiceRow) bool {
+	return slices.ContainsFunc(r.Sides[:], func(side lb.Range) bool { return side.Count > 0 })
+}
+
+// forOutside tells whether outside clients may use frontends of a kind.
+func forOutside(k lb.FrontendKind) bool {
+	return k == lb.KindNodePort || k == lb.KindLoadBalancer || k == lb.KindExternalIP
+}
+
+// sourcesOf returns the ranges of each service that has some, sorted.
+func sourcesOf(t lb.Tables) map[lb.ServiceID][]netip.Prefix {
+	out := map[lb.ServiceID][]netip.Prefix{}
+	for _, src := range slices.SortedFunc(maps.Keys(t.Sources), lb.Source.Compare) {
+		out[src.Service] = append(out[src.Service], src.Prefix)
+	}
+	return out
+}
+
 // Frontends returns a row for each frontend that leads to a service, sorted by
-// VIP (IPv4 first), port, protocol name. Wildcards lead to none: see Refused.
+// VIP (IPv4 first), port, protocol name. Wildcards lead to none: see wildcards.
 func Frontends(t lb.Tables) []Frontend {
 	rows := make([]Frontend, 0, len(t.Frontends))
+	sources := sourcesOf(t)
 	for key, frontend := range t.Frontends {
 		if key.IsWildcard() {
 			continue
 		}
+		kind := frontend.Kind
 		row := Frontend{
 			Service:  serviceName(t, frontend.Service),
 			PortName: t.Names[frontend.Service].Port,
 			VIP:      key.VIP,
 			Port:     key.Port,
 			Protocol: key.Protocol.String(),
-			Type:     frontend.Kind.String(),
-			Backends: []Endpoint{},
+			Type:     kind.String(),
+			row:      t.Services[frontend.Service],
+			kind:     kind,
 		}
-		backends := t.Backends(t.Services[frontend.Service])
-		slices.SortFunc(backends, lb.Backend.Compare)
-		for _, b := range backends {
-			row.Backends = append(row.Backends, Endpoint{b.Addr, b.Port})
+		row.Backends = endpoints(t, row.row.Sides[kind.Inside()])
+		if forOutside(kind) {
+			row.ExternalBackends = endpoints(t, row.row.Sides[kind.Outside()])
+		}
+		if kind == lb.KindLoadBalancer && row.row.Restricted {
+			row.sources = sources[frontend.Service]
 		}
 		rows = append(rows, row)
 	}
@@ -151,32 +249,48 @@ func Frontends(t lb.Tables) []Frontend {
 	return rows
 }
 
-// Refused returns the VIPs whose undefined ports are refused, sorted.
-func Refused(t lb.Tables) []netip.Addr {
-	var vips []netip.Addr
-	for key := range t.Frontends {
-		if key.IsWildcard() {
-			vips = append(vips, key.VIP)
-		}
+// endpoints returns the backends in a range, sorted, never nil.
+func endpoints(t lb.Tables, r lb.Range) []Endpoint {
+	backends := t.Backends(r)
+	slices.SortFunc(backends, lb.Backend.Compare)
+	out := make([]Endpoint, 0, len(backends))
+	for _, b := range backends {
+		out = append(out, Endpoint{b.Addr, b.Port})
 	}
-	slices.SortFunc(vips, netip.Addr.Compare)
-	return vips
+	return out
 }
 
-// Backends returns a row for each backend that some service sends to, sorted by
-// address (IPv4 first), port.
+// wildcard is an address and what holds for its ports that have no frontend.
+type wildcard struct {
+	vip  netip.Addr
+	kind lb.FrontendKind
+}
+
+// wildcards returns those of all VIPs, sorted.
+func wildcards(t lb.Tables) []wildcard {
+	var out []wildcard
+	for key, frontend := range t.Frontends {
+		if key.IsWildcard() {
+			out = append(out, wildcard{key.VIP, frontend.Kind})
+		}
+	}
+	slices.SortFunc(out, func(a, b wildcard) int { return a.vip.Compare(b.vip) })
+	return out
+}
+
+// Backends returns a row for each backend that some service sends clients of any
+// side to, sorted by address (IPv4 first), port.
 func Backends(t lb.Tables) []Backend {
 	users := map[lb.Backend]map[ServiceRef]struct{}{}
 	for id, r := range t.Services {
-		ref := ServiceRef{Service: serviceName(t, id)}
-		if port, named := t.Names[id]; named {
-			ref.PortName, ref.Protocol = port.Port, port.Protocol.String()
-		}
-		for _, b := range t.Backends(r) {
-			if users[b] == nil {
-				users[b] = map[ServiceRef]struct{}{}
+		ref := serviceRef(t, id)
+		for _, side := range r.Sides {
+			for _, b := range t.Backends(side) {
+				if users[b] == nil {
+					users[b] = map[ServiceRef]struct{}{}
+				}
+				users[b][ref] = struct{}{}
 			}
-			users[b][ref] = struct{}{}
 		}
 	}
 	rows := make([]Backend, 0, len(users))
@@ -185,6 +299,31 @@ func Backends(t lb.Tables) []Backend {
 		rows = append(rows, Backend{b.Addr, b.Port, services})
 	}
 	return rows
+}
+
+// Addresses returns a row for each address of the node that leads to NodePorts,
+// then one for each range that Services' addresses are taken from.
+func Addresses(t lb.Tables) []Address {
+	rows := make([]Address, 0, len(t.NodeAddresses)+len(t.ServiceCIDRs))
+	for _, a := range slices.SortedFunc(maps.Keys(t.NodeAddresses), netip.Addr.Compare) {
+		use := UseNodePorts
+		if t.NodeAddresses[a] == lb.NodeAddressLoopback {
+			use = UseLoopbackNodePorts
+		}
+		rows = append(rows, Address{a.String(), use})
+	}
+	for _, p := range slices.SortedFunc(maps.Keys(t.ServiceCIDRs), netip.Prefix.Compare) {
+		rows = append(rows, Address{p.String(), UseServiceCIDR})
+	}
+	return rows
+}
+
+func serviceRef(t lb.Tables, id lb.ServiceID) ServiceRef {
+	ref := ServiceRef{Service: serviceName(t, id)}
+	if port, named := t.Names[id]; named {
+		ref.PortName, ref.Protocol = port.Port, port.Protocol.String()
+	}
+	return ref
 }
 
 func (r ServiceRef) compare(o ServiceRef) int {

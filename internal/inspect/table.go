@@ -5,7 +5,6 @@ package inspect
 
 import (
 	"fmt"
-	"io"
 	"strings"
 	"unicode/utf8"
 )
@@ -17,17 +16,38 @@ type column struct {
 	number bool // aligned to the right
 }
 
+// blank is a cell that says nothing: the row goes on with the one before it.
+const blank = " "
+
 // table is text in columns.
 type table struct {
 	columns []column
 	rows    [][]string // as many cells as there are columns; "" is shown as "-"
 }
 
+// columns returns columns that are aligned to the left.
+func columns(titles ...string) []column {
+	out := make([]column, 0, len(titles))
+	for _, title := range titles {
+		out = append(out, column{title: title})
+	}
+	return out
+}
+
+// numbers returns columns that are aligned to the right.
+func numbers(titles ...string) []column {
+	out := columns(titles...)
+	for i := range out {
+		out[i].number = true
+	}
+	return out
+}
+
 func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
 
-// write writes a line of titles and one for each row. Columns are two blanks
+// String returns a line of titles and one for each row. Columns are two blanks
 // apart and no line ends in blanks.
-func (t *table) write(w io.Writer) error {
+func (t *table) String() string {
 	widths := make([]int, len(t.columns))
 	titles := make([]string, len(t.columns))
 	for i, c := range t.columns {
@@ -50,8 +70,7 @@ func (t *table) write(w io.Writer) error {
 		out.WriteString(strings.TrimRight(line.String(), " "))
 		out.WriteByte('\n')
 	}
-	_, err := io.WriteString(w, out.String())
-	return err
+	return out.String()
 }
 
 func shown(cell string) string {

@@ -15,11 +15,12 @@ import (
 //
 //   - a frontend that leads nowhere, or to a service of another protocol or
 //     family,
-//   - a range that has slots without a row or shares slots with another range,
+//   - a range that has slots without a row, or shares some with another range
+//     (two sides of one service may have the same block),
 //   - a backend of another family than its service, or missing in members
 //     where the service's clients remember it,
-//   - a service with backends but no name, or a name or member without a
-//     service.
+//   - a service with backends but no name, or a name, member or source without
+//     a service that has a use for it.
 //
 // The order of the result is stable.
 func (t Tables) Check() []error {
@@ -32,11 +33,26 @@ func (t Tables) Check() []error {
 		}
 	}
 	for _, m := range slices.SortedFunc(maps.Keys(t.Members), Member.Compare) {
-		if name, ok := t.Names[m.Service]; !ok || !name.Protocol.Remembers() {
-			errs = append(errs, fmt.Errorf("member %v: nobody remembers backends of service %d", m.Backend, m.Service))
+		if !t.remembers(m.Service, m.Use) {
+			errs = append(errs, fmt.Errorf("member %v (%v): nobody remembers backends of service %d", m.Backend, m.Use, m.Service))
+		}
+	}
+	for _, src := range slices.SortedFunc(maps.Keys(t.Sources), Source.Compare) {
+		if name, ok := t.Names[src.Service]; !ok || !t.Services[src.Service].Restricted || name.Family != FamilyOf(src.Prefix.Addr()) {
+			errs = append(errs, fmt.Errorf("source %v: means nothing to service %d", src.Prefix, src.Service))
 		}
 	}
 	return errs
+}
+
+// remembers tells whether a service needs members for that use.
+func (t Tables) remembers(id ServiceID, use Use) bool {
+	name, named := t.Names[id]
+	if use == UseServing {
+		return named && name.Protocol.Remembers()
+	}
+	_, ok := use.Side()
+	return named && ok && t.Services[id].Affinity > 0
 }
 
 func (t Tables) checkFrontends() []error {
@@ -46,6 +62,8 @@ func (t Tables) checkFrontends() []error {
 		name, named := t.Names[id]
 		_, exists := t.Services[id]
 		switch {
+		case t.Frontends[key].Kind == KindNodePort != key.VIP.IsUnspecified():
+			errs = append(errs, fmt.Errorf("frontend %v: is of kind %v", key, t.Frontends[key].Kind))
 		case key.IsWildcard():
 			if id != NoService {
 				errs = append(errs, fmt.Errorf("frontend %v: leads to service %d, a wildcard belongs to none", key, id))
@@ -64,46 +82,62 @@ func (t Tables) checkFrontends() []error {
 func (t Tables) checkServices() []error {
 	var errs []error
 	for _, id := range slices.Sorted(maps.Keys(t.Services)) {
-		r := t.Services[id]
-		name, named := t.Names[id]
-		if !named && r.Count > 0 {
-			errs = append(errs, fmt.Errorf("service %d: has backends but no name", id))
+		for i, r := range t.Services[id].Sides {
+			if _, named := t.Names[id]; !named && r.Count > 0 {
+				errs = append(errs, fmt.Errorf("service %d: has backends but no name", id))
+			}
+			errs = append(errs, t.checkRange(id, Side(i), r)...)
 		}
-		for i := r.Base; i < r.Base+uint32(r.Count); i++ {
-			b, ok := t.Slots[i]
-			if !ok {
-				errs = append(errs, fmt.Errorf("service %d: slot %d does not exist", id, i))
-				continue
-			}
-			if named && FamilyOf(b.Addr) != name.Family {
-				errs = append(errs, fmt.Errorf("service %d: %v has backend %v", id, name, b))
-			}
-			if _, member := t.Members[Member{id, b}]; !member && name.Protocol.Remembers() {
-				errs = append(errs, fmt.Errorf("service %d: backend %v is not in members", id, b))
+	}
+	return errs
+}
+
+func (t Tables) checkRange(id ServiceID, side Side, r Range) []error {
+	var errs []error
+	name, named := t.Names[id]
+	for i := r.Base; i < r.Base+uint32(r.Count); i++ {
+		b, ok := t.Slots[i]
+		if !ok {
+			errs = append(errs, fmt.Errorf("service %d: slot %d does not exist", id, i))
+			continue
+		}
+		if named && FamilyOf(b.Addr) != name.Family {
+			errs = append(errs, fmt.Errorf("service %d: %v has backend %v", id, name, b))
+		}
+		for _, use := range []Use{UseServing, UseOn(side)} {
+			if _, member := t.Members[Member{id, b, use}]; !member && t.remembers(id, use) {
+				errs = append(errs, fmt.Errorf("service %d: backend %v is not in members (%v)", id, b, use))
 			}
 		}
 	}
 	return errs
 }
 
-// checkOverlap reports each range that begins before an earlier one ends.
+// checkOverlap reports each block that begins before an earlier one ends.
 func (t Tables) checkOverlap() []error {
-	var errs []error
-	ids := slices.DeleteFunc(slices.Collect(maps.Keys(t.Services)), func(id ServiceID) bool {
-		return t.Services[id].Count == 0
-	})
-	slices.SortFunc(ids, func(a, b ServiceID) int {
-		return cmp.Or(cmp.Compare(t.Services[a].Base, t.Services[b].Base), cmp.Compare(a, b))
-	})
-	var end uint32
-	var before ServiceID
-	for _, id := range ids {
-		r := t.Services[id]
-		if r.Base < end {
-			errs = append(errs, fmt.Errorf("service %d: shares slot %d with service %d", id, r.Base, before))
+	type block struct {
+		base, end uint32
+		id        ServiceID
+	}
+	var blocks []block
+	for id, row := range t.Services {
+		for _, r := range row.Sides {
+			if r.Count > 0 {
+				blocks = append(blocks, block{r.Base, r.Base + uint32(r.Count), id})
+			}
 		}
-		if e := r.Base + uint32(r.Count); e > end {
-			end, before = e, id
+	}
+	slices.SortFunc(blocks, func(a, b block) int {
+		return cmp.Or(cmp.Compare(a.base, b.base), cmp.Compare(a.id, b.id), cmp.Compare(a.end, b.end))
+	})
+	var errs []error
+	var before block
+	for _, b := range slices.Compact(blocks) {
+		if b.base < before.end {
+			errs = append(errs, fmt.Errorf("service %d: shares slot %d with service %d", b.id, b.base, before.id))
+		}
+		if b.end > before.end {
+			before = b
 		}
 	}
 	return errs

@@ -3,6 +3,11 @@
 
 package lb
 
+import (
+	"cmp"
+	"net/netip"
+)
+
 // Delta says what should be true of everything a batch of events touched. What
 // it does not name has not changed.
 type Delta struct {
@@ -12,6 +17,15 @@ type Delta struct {
 	// Frontends holds the owner of each frontend that changed. The zero Owner
 	// means that nobody has it any more.
 	Frontends map[FrontendKey]Owner
+	// NodeAddresses holds each address that changed; 0 means that NodePorts are
+	// not reached there any more.
+	NodeAddresses map[netip.Addr]NodeAddress
+	// ServiceCIDRs holds each range that has come (true) or gone (false).
+	ServiceCIDRs map[netip.Prefix]bool
+	// Health holds what the health check of each Service that changed should
+	// answer to clients of a family. The zero Health means that it has none any
+	// more.
+	Health map[ServiceFamily]Health
 	// Problems says what is wrong with each Service whose problem changed: a
 	// frontend that another Service has, too many backends. "" means that
 	// nothing is wrong any more.
@@ -20,20 +34,40 @@ type Delta struct {
 
 func newDelta() Delta {
 	return Delta{
-		Services:  map[ServicePort]*Backends{},
-		Frontends: map[FrontendKey]Owner{},
-		Problems:  map[Name]Problem{},
+		Services:      map[ServicePort]*Backends{},
+		Frontends:     map[FrontendKey]Owner{},
+		NodeAddresses: map[netip.Addr]NodeAddress{},
+		ServiceCIDRs:  map[netip.Prefix]bool{},
+		Health:        map[ServiceFamily]Health{},
+		Problems:      map[Name]Problem{},
 	}
 }
 
-// Backends are the backends of one service port.
+// Backends are the backends of one service port and the rules for who gets them.
 type Backends struct {
-	// Eligible may get new clients. Sorted, without duplicates.
-	Eligible []Backend
+	// Sides holds the set of each side.
+	Sides [Sides]Set
 	// Serving may keep the clients they have: every endpoint whose condition
-	// serving holds, terminating or not, and so a superset of Eligible. Sorted,
-	// without duplicates.
+	// serving holds, terminating or not, here or elsewhere, and so a superset of
+	// all sets. Sorted, without duplicates.
 	Serving []Backend
+	// Affinity is as in ServiceRow.
+	Affinity uint32
+	// Restricted and NodeAllowed are as in ServiceRow; Sources are the ranges
+	// that are allowed. Sorted, masked, nil unless Restricted.
+	Restricted  bool
+	NodeAllowed bool
+	Sources     []netip.Prefix
+}
+
+// Set is the backends that new clients get. Sets of one service port may share
+// memory.
+type Set struct {
+	// Backends are sorted, without duplicates.
+	Backends []Backend
+	// Elsewhere tells that the set is empty only because of a traffic policy
+	// Local.
+	Elsewhere bool
 }
 
 // Owner is the service port a frontend leads to. For a wildcard frontend only
@@ -46,7 +80,27 @@ type Owner struct {
 // Exists tells whether anybody owns the frontend.
 func (o Owner) Exists() bool { return o.Kind != 0 }
 
+// ServiceFamily is the part of a Service that has one family.
+type ServiceFamily struct {
+	Service Name
+	Family  Family
+}
+
+// Compare orders by Service, then family.
+func (s ServiceFamily) Compare(o ServiceFamily) int {
+	return cmp.Or(s.Service.Compare(o.Service), cmp.Compare(s.Family, o.Family))
+}
+
+// Health is what the health check node port of a Service answers.
+type Health struct {
+	Port uint16
+	// Local is the number of distinct addresses of ready endpoints on this node,
+	// all ports together.
+	Local int
+}
+
 // Empty tells whether the delta names nothing.
 func (d Delta) Empty() bool {
-	return len(d.Services) == 0 && len(d.Frontends) == 0 && len(d.Problems) == 0
+	return len(d.Services) == 0 && len(d.Frontends) == 0 && len(d.NodeAddresses) == 0 &&
+		len(d.ServiceCIDRs) == 0 && len(d.Health) == 0 && len(d.Problems) == 0
 }

@@ -88,17 +88,39 @@ func FamilyOf(a netip.Addr) Family {
 }
 
 // Service is what a Service object says, reduced to what matters here. The
-// reflector makes one only for Services that we serve: those of type
-// ExternalName, without a ClusterIP, or meant for another proxy never arrive.
+// reflector makes one only for Services that have a ClusterIP and are not of
+// type ExternalName.
 type Service struct {
 	Name Name
 	// Created decides between two Services that claim the same frontend: the
 	// older one keeps it. API time, whole seconds.
 	Created time.Time
+	// Foreign tells that another proxy serves this Service. Only Name and
+	// ClusterIPs mean anything then: these addresses belong to somebody and are
+	// left alone.
+	Foreign bool
 	// ClusterIPs holds at most one address of each family, in the order of the
-	// object.
+	// object. A family without one has no frontends at all.
 	ClusterIPs []netip.Addr
-	Ports      []Port
+	// LoadBalancerIPs are the addresses in status.loadBalancer whose ipMode is
+	// VIP, ExternalIPs those in spec.externalIPs. Either may be of any family and
+	// hold an address that is elsewhere, too.
+	LoadBalancerIPs []netip.Addr
+	ExternalIPs     []netip.Addr
+	Ports           []Port
+	// InternalLocal is internalTrafficPolicy Local, ExternalLocal is
+	// externalTrafficPolicy Local where the type of the Service gives that a
+	// meaning.
+	InternalLocal bool
+	ExternalLocal bool
+	// Affinity is the timeout of sessionAffinity ClientIP in seconds, 0 for None.
+	Affinity uint32
+	// Sources are the valid loadBalancerSourceRanges, masked. Those of one family
+	// say nothing about the other.
+	Sources []netip.Prefix
+	// HealthCheckNodePort is the port that tells load balancers whether this node
+	// has endpoints, 0 when there is none to serve.
+	HealthCheckNodePort uint16
 }
 
 // Port is one port of a Service.
@@ -109,6 +131,8 @@ type Port struct {
 	Protocol Protocol
 	// Number is the port clients dial, 1 to 65535.
 	Number uint16
+	// NodePort is the port of the node's addresses, 0 when there is none.
+	NodePort uint16
 }
 
 // Slice is what an EndpointSlice says, reduced to what matters here.
@@ -119,6 +143,14 @@ type Slice struct {
 	Ports   []SlicePort
 	// Endpoints hold the first address of each endpoint.
 	Endpoints []Endpoint
+	// Invalid holds what is in the place of an endpoint and cannot be used.
+	Invalid []InvalidEndpoint
+}
+
+// InvalidEndpoint is an endpoint that was left out.
+type InvalidEndpoint struct {
+	Address string // as the slice has it, "" when it has none
+	Reason  string
 }
 
 // SlicePort is one port of an EndpointSlice. One port name may stand for
@@ -136,6 +168,24 @@ type Endpoint struct {
 	Ready       bool
 	Serving     bool
 	Terminating bool
+	// Node is the name of the node the endpoint is on, "" when it is not said.
+	Node string
+	// NodeHints and ZoneHints name the nodes and zones whose clients this
+	// endpoint is meant for; nil when there is no such hint.
+	NodeHints []string
+	ZoneHints []string
+}
+
+// Node is what the Node object we run on says, reduced to what matters here.
+type Node struct {
+	// Zone is the label topology.kubernetes.io/zone, "" when there is none.
+	Zone string
+	// Addresses holds the node's own address of each family, at most one: the
+	// first InternalIP, else the first ExternalIP.
+	Addresses []netip.Addr
+	// Eligible is false while the Node is being deleted or is tainted
+	// ToBeDeletedByClusterAutoscaler: load balancers should not send to it.
+	Eligible bool
 }
 
 func itoa(n uint32) string { return strconv.FormatUint(uint64(n), 10) }

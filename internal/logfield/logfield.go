@@ -79,3 +79,15 @@ func BackendGone(n int) zap.Field { return zap.Int("backendGone", n) }
 
 // BackendCame is a number of UDP sockets whose VIP leads somewhere now.
 func BackendCame(n int) zap.Field { return zap.Int("backendCame", n) }
+
+// Sysctl is a setting of the kernel, as sysctl(8) names it.
+func Sysctl(name string) zap.Field { return zap.String("sysctl", name) }
+
+// Old is the value a setting had, New the one it has now.
+func Old(n int) zap.Field { return zap.Int("old", n) }
+
+// New is the value a setting has now.
+func New(n int) zap.Field { return zap.Int("new", n) }
+
+// Socket is the path of a Unix socket.
+func Socket(path string) zap.Field { return zap.String("socket", path) }

@@ -8,27 +8,19 @@ package metrics
 
 import (
 	"net/http"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Metrics are all metrics of one agent. The fields may be used from any
-// goroutine.
+// Metrics are all metrics of one agent. The methods and fields may be used from
+// any goroutine.
 type Metrics struct {
 	registry *prometheus.Registry
 
-	// As kube-proxy has them.
-	SyncDuration     prometheus.Histogram // seconds from the first event of a batch to the last write
-	SyncTimestamp    prometheus.Gauge     // Unix time of the last apply
-	QueuedTimestamp  prometheus.Gauge     // Unix time a change last arrived
-	ServiceChanges   prometheus.Counter
-	EndpointChanges  prometheus.Counter
-	FullSyncDuration prometheus.Histogram // seconds
+	kubeProxy
 
-	// Ours.
 	FailedServices    prometheus.Gauge   // Services that are not in the kernel as they should be
 	RepairedRows      prometheus.Counter // rows a repair pass found missing or wrong
 	Warnings          prometheus.Counter // objects or fields left out because they are invalid
@@ -50,72 +42,32 @@ type Kernel interface {
 	Events() (map[string]uint64, error)
 }
 
-// Buckets of kube-proxy's sync histograms: 1 ms to 16 s.
-var syncBuckets = prometheus.ExponentialBuckets(0.001, 2, 15)
-
 // New returns metrics that are registered with a registry of their own.
 func New(version string, kernel Kernel) *Metrics {
 	m := &Metrics{
-		registry: prometheus.NewRegistry(),
-		SyncDuration: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "kubeproxy_sync_proxy_rules_duration_seconds", Buckets: syncBuckets,
-			Help: "Time to bring the kernel up to date after a batch of changes.",
-		}),
-		FullSyncDuration: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "kubeproxy_sync_full_proxy_rules_duration_seconds", Buckets: syncBuckets,
-			Help: "Time of a pass over everything: the first sync and repairs.",
-		}),
-		SyncTimestamp: gauge("kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-			"Unix time at which the kernel was last brought up to date."),
-		QueuedTimestamp: gauge("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
-			"Unix time at which a change last arrived."),
-		ServiceChanges: counter("kubeproxy_sync_proxy_rules_service_changes_total",
-			"Changes of Services that arrived."),
-		EndpointChanges: counter("kubeproxy_sync_proxy_rules_endpoint_changes_total",
-			"Changes of EndpointSlices that arrived."),
+		registry:  prometheus.NewRegistry(),
+		kubeProxy: newKubeProxy(),
 		FailedServices: gauge("fairlead_services_failed",
 			"Services that are not in the kernel as they should be; fairlead inspect services says why."),
 		RepairedRows: counter("fairlead_repaired_rows_total",
 			"Rows that a repair pass found missing or wrong in the kernel. More than 0 means a defect or a second writer."),
 		Warnings: counter("fairlead_invalid_objects_total",
 			"Warnings about objects or fields that were left out because they are invalid."),
-		SocketsEnded: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "fairlead_udp_sockets_ended_total",
-			Help: "Connected UDP sockets that were ended so that they connect anew.",
-		}, []string{"reason"}),
+		SocketsEnded: counters("fairlead_udp_sockets_ended_total",
+			"Connected UDP sockets that were ended so that they connect anew.", "reason"),
 		SocketWalksFailed: counter("fairlead_udp_socket_walks_failed_total",
 			"Searches for stale UDP sockets that failed wholly or in some namespace."),
 	}
 	// Series that exist from the start can be alerted on.
 	m.SocketsEnded.WithLabelValues(ReasonBackendGone)
 	m.SocketsEnded.WithLabelValues(ReasonBackendCame)
-	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "fairlead_build_info", Help: "1, labelled with the version.",
-	}, []string{"version"})
+	info := gauges("fairlead_build_info", "1, labelled with the version.", "version")
 	info.WithLabelValues(version).Set(1)
-	m.registry.MustRegister(m.SyncDuration, m.FullSyncDuration, m.SyncTimestamp, m.QueuedTimestamp,
-		m.ServiceChanges, m.EndpointChanges, m.FailedServices, m.RepairedRows, m.Warnings,
+	m.kubeProxy.register(m.registry)
+	m.registry.MustRegister(m.FailedServices, m.RepairedRows, m.Warnings,
 		m.SocketsEnded, m.SocketWalksFailed, info, kernelCollector{kernel},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
-}
-
-func gauge(name, help string) prometheus.Gauge {
-	return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
-}
-
-func counter(name, help string) prometheus.Counter {
-	return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-}
-
-// Synced records an apply that began at start.
-func (m *Metrics) Synced(start time.Time, full bool) {
-	took := time.Since(start).Seconds()
-	m.SyncDuration.Observe(took)
-	if full {
-		m.FullSyncDuration.Observe(took)
-	}
-	m.SyncTimestamp.SetToCurrentTime()
 }
 
 // Handler serves the metrics.

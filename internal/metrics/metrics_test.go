@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
 
 // kernel is a Kernel with fixed numbers.
@@ -46,13 +48,31 @@ func TestPage(t *testing.T) {
 		`fairlead_udp_sockets_ended_total{reason="backend_came"} 0`,
 		`fairlead_repaired_rows_total 0`,
 		`fairlead_services_failed 0`,
-		`kubeproxy_sync_proxy_rules_duration_seconds_count 1`,
-		`kubeproxy_sync_full_proxy_rules_duration_seconds_count 1`,
 		`kubeproxy_sync_proxy_rules_service_changes_total 0`,
 		`kubeproxy_sync_proxy_rules_endpoint_changes_total 0`,
 	} {
 		if !strings.Contains(page, "\n"+line+"\n") {
 			t.Errorf("the page has no line %s", line)
+		}
+	}
+}
+
+func TestNamesOfOursFollowConventions(t *testing.T) {
+	m := New("v1", kernel{
+		writes: map[string]uint64{"frontends": 3}, events: map[string]uint64{"connect_tcp_translate": 5},
+	})
+	all, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	problems, err := promlint.NewWithMetricFamilies(all).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		// The others' names are not ours to choose.
+		if strings.HasPrefix(p.Metric, "fairlead_") {
+			t.Errorf("%s: %s", p.Metric, p.Text)
 		}
 	}
 }

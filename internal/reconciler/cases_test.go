@@ -89,7 +89,7 @@ func TestIDsRestUntilNobodyRemembersThem(t *testing.T) {
 			if res := w.noteResult(w.rec.Retry()); len(res.Failed) > 0 {
 				t.Fatalf("failed %v although an ID is free", res.Failed)
 			}
-			if got := w.kernel.words[2].Generation; got != 3 {
+			if got := w.kernel.rows[2].Sides[lb.SideClusterIP].Generation; got != 3 {
 				t.Errorf("the ID's new service has generation %d, want one after the old service's 2", got)
 			}
 			w.settled()
@@ -103,10 +103,10 @@ func TestRepairOfTablesThatWereEmptiedTakesNoIDAway(t *testing.T) {
 	w.store.SetSlice(sliceOf("web", lb.TCP, 1))
 	w.apply()
 	for range 4 {
-		w.kernel.wanted = nil
+		w.kernel.damage()
 		clear(w.kernel.frontends)
 		clear(w.kernel.names)
-		clear(w.kernel.words)
+		clear(w.kernel.rows)
 		clear(w.kernel.remembered)
 		w.rec.Adopt(w.kernel.load())
 		w.rec.FreeIDs(w.kernel.remember)
@@ -185,10 +185,52 @@ func TestServicesThatShareABlockArePartedByRepair(t *testing.T) {
 		w.store.SetSlice(sliceOf(name, lb.TCP, 1, 2))
 	}
 	w.apply()
-	w.kernel.wanted = nil
-	w.kernel.words[2] = w.kernel.words[1]
+	w.kernel.damage()
+	w.kernel.rows[2] = w.kernel.rows[1]
 	w.rec.Adopt(w.kernel.load())
 	w.applyAll()
+	w.settled()
+}
+
+func TestABlockOfTwoServicesIsNotUsedAgainWhileOneHasIt(t *testing.T) {
+	w := newWorld(t, 0)
+	for i, name := range []string{"a", "b"} {
+		w.store.SetService(svcWith(name, fmt.Sprint("10.96.0.", i+1), lb.TCP, 80))
+		w.store.SetSlice(sliceOf(name, lb.TCP, 1, 2))
+	}
+	w.apply()
+	w.kernel.damage()
+	w.kernel.rows[2] = w.kernel.rows[1]
+	w.rec.Adopt(w.kernel.load())
+	w.store.SetSlice(sliceOf("a", lb.TCP)) // it leaves the block to b, who has no right to it
+	w.applyAll()
+	w.settled()
+}
+
+func TestSidesMayShareABlockButNotAPart(t *testing.T) {
+	w := newWorld(t, 0)
+	svc := svcWith("a", "10.96.0.1", lb.TCP, 80)
+	svc.ExternalLocal = true
+	slice := sliceOf("a", lb.TCP, 1, 2, 3)
+	slice.Endpoints[2].Node = storeConfig.NodeName
+	w.store.SetService(svc)
+	w.store.SetSlice(slice)
+	w.apply()
+	row := w.kernel.rows[1]
+	if row.Sides[lb.SideClusterIP] != row.Sides[lb.SideInside] || row.Sides[lb.SideOutside].Count != 1 {
+		t.Fatalf("the sides are %+v, want equal ones to share a block", row.Sides)
+	}
+	w.restart()
+	w.settled()
+
+	w.kernel.damage()
+	row.Sides[lb.SideOutside].Base = row.Sides[lb.SideInside].Base + 2 // the same backend, in the others' block
+	w.kernel.rows[1] = row
+	w.rec.Adopt(w.kernel.load())
+	w.applyAll()
+	if got := w.kernel.rows[1].Sides[lb.SideInside]; got != row.Sides[lb.SideInside] {
+		t.Errorf("the side that had the block first has %+v now, want it as it was: %+v", got, row.Sides[lb.SideInside])
+	}
 	w.settled()
 }
 
@@ -197,7 +239,7 @@ func TestRowsBeyondTheLimitsAreReplaced(t *testing.T) {
 	w.store.SetService(svcWith("a", "10.96.0.1", lb.UDP, 80))
 	w.store.SetSlice(sliceOf("a", lb.UDP, 1, 2))
 	w.apply()
-	w.kernel.wanted = nil
+	w.kernel.damage()
 	tables := w.kernel.load()
 	const beyond = lb.ServiceID(1 << 20)
 	for key, f := range tables.Frontends {
@@ -206,7 +248,8 @@ func TestRowsBeyondTheLimitsAreReplaced(t *testing.T) {
 		}
 	}
 	tables.Names[beyond] = tables.Names[1]
-	tables.Services[beyond] = lb.Range{Base: 1 << 23, Count: 2, Generation: 1}
+	r := lb.Range{Base: 1 << 23, Count: 2, Generation: 1}
+	tables.Services[beyond] = lb.ServiceRow{Sides: [lb.Sides]lb.Range{r, r, r}}
 	w.kernel.frontends, w.kernel.names = tables.Frontends, map[lb.ServiceID]lb.ServicePort{1: tables.Names[1], beyond: tables.Names[1]}
 	w.rec.Adopt(tables)
 	w.applyAll()
@@ -229,7 +272,7 @@ func TestNothingIsDeletedBeforeEverythingIsKnown(t *testing.T) {
 	w.store.SetSlice(sliceOf("a", lb.TCP, 1, 2))
 	w.apply()
 	w.restart()
-	w.store = lb.NewStore()
+	w.store = lb.NewStore(storeConfig)
 	w.store.SetService(svcWith("b", "10.96.0.2", lb.TCP, 80))
 	if res := w.apply(); res.Deletes > 0 || len(w.kernel.frontends) != 4 {
 		t.Errorf("%d deletes, frontends %v", res.Deletes, w.kernel.frontends)
@@ -241,7 +284,7 @@ func TestResultTellsWhichUDPFrontendsAreAnswered(t *testing.T) {
 	w := newWorld(t, 0)
 	expect := func(what string, res reconciler.Result, want ...lb.FrontendKey) {
 		t.Helper()
-		if diff := cmp.Diff(want, res.Answered, compareAddr); diff != "" {
+		if diff := cmp.Diff(want, res.Answered, compareTables); diff != "" {
 			t.Errorf("%s: answered (-want +got):\n%s", what, diff)
 		}
 	}
@@ -266,6 +309,67 @@ func TestResultTellsWhichUDPFrontendsAreAnswered(t *testing.T) {
 	w.store.DeleteService(nsName("dns2"))
 	w.store.SetService(svcWith("dns", "10.96.0.10", lb.UDP, 53))
 	expect("moved to a service with endpoints", w.apply(), key)
+}
+
+func TestAFrontendIsAnsweredOnTheSideThatItsClientsAreOn(t *testing.T) {
+	clusterIP := lb.FrontendKey{VIP: netip.MustParseAddr("10.96.0.10"), Port: 53, Protocol: lb.UDP}
+	nodePort := lb.FrontendKey{VIP: netip.IPv4Unspecified(), Port: 30053, Protocol: lb.UDP}
+	external := lb.FrontendKey{VIP: netip.MustParseAddr("192.0.2.1"), Port: 53, Protocol: lb.UDP}
+	w := newWorld(t, 0)
+	expect := func(what string, res reconciler.Result, want ...lb.FrontendKey) {
+		t.Helper()
+		if diff := cmp.Diff(want, res.Answered, compareTables); diff != "" {
+			t.Errorf("%s: answered (-want +got):\n%s", what, diff)
+		}
+	}
+	svc := svcWith("dns", "10.96.0.10", lb.UDP, 53)
+	svc.InternalLocal = true
+	svc.Ports[0].NodePort = 30053
+	svc.ExternalIPs = []netip.Addr{external.VIP}
+	w.store.SetService(svc)
+	expect("no endpoint yet", w.apply())
+	w.store.SetSlice(sliceOf("dns", lb.UDP, 1))
+	expect("an endpoint elsewhere", w.apply(), nodePort, external)
+	local := sliceOf("dns", lb.UDP, 1)
+	local.Endpoints[0].Node = storeConfig.NodeName
+	w.store.SetSlice(local)
+	expect("it is here", w.apply(), clusterIP)
+
+	svc.InternalLocal, svc.ExternalLocal = false, true
+	w.store.SetService(svc)
+	w.store.SetSlice(sliceOf("dns", lb.UDP, 1))
+	expect("outside clients have none", w.apply())
+	svc.ExternalLocal = false
+	w.store.SetService(svc)
+	expect("outside clients have one", w.apply())
+}
+
+func TestResultTellsWhenAffinitiesAreUnremembered(t *testing.T) {
+	w := newWorld(t, 0)
+	expect := func(what string, res reconciler.Result, unremembered, stranded bool) {
+		t.Helper()
+		if res.Unremembered != unremembered || res.Stranded != stranded {
+			t.Errorf("%s: unremembered is %v and stranded is %v", what, res.Unremembered, res.Stranded)
+		}
+	}
+	svc := svcWith("dns", "10.96.0.10", lb.UDP, 53)
+	svc.Affinity = 60
+	w.store.SetService(svc)
+	w.store.SetSlice(sliceOf("dns", lb.UDP, 1, 2))
+	expect("new", w.apply(), false, false)
+	svc.Affinity = 90
+	w.store.SetService(svc)
+	expect("another timeout", w.apply(), false, false)
+	s := sliceOf("dns", lb.UDP, 1, 2)
+	s.Endpoints[1] = lb.Endpoint{Addr: s.Endpoints[1].Addr, Serving: true, Terminating: true}
+	w.store.SetSlice(s)
+	expect("a backend terminates", w.apply(), true, false)
+	w.store.SetSlice(sliceOf("dns", lb.UDP, 1))
+	expect("it is gone", w.apply(), false, true)
+	svc.Affinity = 0
+	w.store.SetService(svc)
+	expect("no affinity any more", w.apply(), true, false)
+	w.settled()
 }
 
 func TestResultTellsWhenSocketsAreStranded(t *testing.T) {
@@ -296,7 +400,7 @@ func TestResultTellsWhenSocketsAreStranded(t *testing.T) {
 
 // manyServices fills a store with n Services of ten endpoints each.
 func manyServices(n int) *lb.Store {
-	store := lb.NewStore()
+	store := lb.NewStore(storeConfig)
 	for i := range n {
 		store.SetService(numbered(i))
 		store.SetSlice(numberedSlice(i, 10))
@@ -326,17 +430,26 @@ func numberedSlice(i, endpoints int) lb.Slice {
 // the reconciler.
 type nullKernel struct{ calls int }
 
-func (k *nullKernel) SetFrontend(lb.FrontendKey, lb.Frontend) error { k.calls++; return nil }
-func (k *nullKernel) DeleteFrontend(lb.FrontendKey) error           { k.calls++; return nil }
-func (k *nullKernel) SetService(lb.ServiceID, lb.Range) error       { k.calls++; return nil }
-func (k *nullKernel) SetSlots(uint32, []lb.Backend) error           { k.calls++; return nil }
-func (k *nullKernel) SetMember(lb.Member) error                     { k.calls++; return nil }
-func (k *nullKernel) DeleteMember(lb.Member) error                  { k.calls++; return nil }
-func (k *nullKernel) SetName(lb.ServiceID, lb.ServicePort) error    { k.calls++; return nil }
-func (k *nullKernel) DeleteName(lb.ServiceID) error                 { k.calls++; return nil }
-func (k *nullKernel) SetProblem(lb.Name, lb.Problem) error          { k.calls++; return nil }
-func (k *nullKernel) DeleteProblem(lb.Name) error                   { k.calls++; return nil }
-func (k *nullKernel) WaitReaders() error                            { k.calls++; return nil }
+func (k *nullKernel) write() error { k.calls++; return nil }
+
+func (k *nullKernel) SetFrontend(lb.FrontendKey, lb.Frontend) error   { return k.write() }
+func (k *nullKernel) DeleteFrontend(lb.FrontendKey) error             { return k.write() }
+func (k *nullKernel) SetRange(lb.ServiceID, lb.Side, lb.Range) error  { return k.write() }
+func (k *nullKernel) SetOptions(lb.ServiceID, lb.ServiceRow) error    { return k.write() }
+func (k *nullKernel) SetSlots(uint32, []lb.Backend) error             { return k.write() }
+func (k *nullKernel) SetMember(lb.Member) error                       { return k.write() }
+func (k *nullKernel) DeleteMember(lb.Member) error                    { return k.write() }
+func (k *nullKernel) SetSource(lb.Source) error                       { return k.write() }
+func (k *nullKernel) DeleteSource(lb.Source) error                    { return k.write() }
+func (k *nullKernel) SetNodeAddress(netip.Addr, lb.NodeAddress) error { return k.write() }
+func (k *nullKernel) DeleteNodeAddress(netip.Addr) error              { return k.write() }
+func (k *nullKernel) SetServiceCIDR(netip.Prefix) error               { return k.write() }
+func (k *nullKernel) DeleteServiceCIDR(netip.Prefix) error            { return k.write() }
+func (k *nullKernel) SetName(lb.ServiceID, lb.ServicePort) error      { return k.write() }
+func (k *nullKernel) DeleteName(lb.ServiceID) error                   { return k.write() }
+func (k *nullKernel) SetProblem(lb.Name, lb.Problem) error            { return k.write() }
+func (k *nullKernel) DeleteProblem(lb.Name) error                     { return k.write() }
+func (k *nullKernel) WaitReaders() error                              { return k.write() }
 
 var bigLimits = reconciler.Limits{Services: 1 << 16, Slots: 1 << 19}
 
@@ -363,7 +476,7 @@ func TestTheCostOfAChangeDoesNotDependOnWhatExists(t *testing.T) {
 		return c
 	}
 	few, many := measure(10), measure(10_000)
-	want := cost{calls: 4, writes: 10, deletes: 1} // nine slots and the range, a member; and a grace period
+	want := cost{calls: 6, writes: 12, deletes: 1} // nine slots and three ranges, a member; and a grace period
 	if got := (cost{calls: few.calls, writes: few.writes, deletes: few.deletes}); got != want {
 		t.Errorf("an endpoint that goes costs %+v, want %+v", got, want)
 	}
@@ -406,6 +519,48 @@ func TestGracePeriodsOfABatch(t *testing.T) {
 		w.store.SetService(svc)
 	}
 	expect("three frontends change owner", 3)
+	w.settled()
+}
+
+func TestANodeAddressThatChangesIsReplacedLikeAFrontend(t *testing.T) {
+	w := newWorld(t, 0)
+	a, b, c := netip.MustParseAddr("192.168.1.1"), netip.MustParseAddr("192.168.1.2"), netip.MustParseAddr("192.168.1.3")
+	apply := func(addrs map[netip.Addr]lb.NodeAddress) (graces int) {
+		t.Helper()
+		before := w.kernel.graces
+		all := lb.Delta{NodeAddresses: addrs}
+		w.kernel.wanted = append(w.kernel.wanted, all)
+		if res := w.noteResult(w.rec.ApplyAll(all)); len(res.Failed) > 0 {
+			t.Errorf("failed %v", res.Failed)
+		}
+		if diff := cmp.Diff(addrs, w.kernel.addresses, compareTables); diff != "" {
+			t.Errorf("node addresses (-want +got):\n%s", diff)
+		}
+		return w.kernel.graces - before
+	}
+	if n := apply(map[netip.Addr]lb.NodeAddress{a: lb.NodeAddressOpen, b: lb.NodeAddressOpen}); n != 0 {
+		t.Errorf("two new: %d grace periods, want none", n)
+	}
+	if n := apply(map[netip.Addr]lb.NodeAddress{a: lb.NodeAddressLoopback, b: lb.NodeAddressLoopback, c: lb.NodeAddressOpen}); n != 2 {
+		t.Errorf("one new and two replaced: %d grace periods, want one after each replaced", n)
+	}
+	if n := apply(map[netip.Addr]lb.NodeAddress{}); n != 1 {
+		t.Errorf("all gone: %d grace periods, want 1", n)
+	}
+}
+
+func TestAServiceCIDRWaitsForFrontendsOfOtherBatches(t *testing.T) {
+	w := newWorld(t, 0)
+	w.kernel.fails = func(op string, _ int) bool { return op == "SetFrontend" }
+	w.store.SetService(svcWith("a", "10.96.0.1", lb.TCP, 80))
+	mustFail(t, w.apply(), "a", "injected")
+	w.kernel.fails = func(string, int) bool { return false }
+	w.store.SetServiceCIDRs([]netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")})
+	mustFail(t, w.apply(), "a", "injected") // it is not named by the change
+	if len(w.kernel.cidrs) > 0 || !w.rec.Pending() {
+		t.Errorf("service CIDRs %v, want none while a frontend is missing, and a retry", w.kernel.cidrs)
+	}
+	w.noteResult(w.rec.Retry())
 	w.settled()
 }
 

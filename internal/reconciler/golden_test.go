@@ -29,10 +29,16 @@ var update = flag.Bool("update", false, "write the golden files")
 // print with what stands after them. A file is pairs of sections: "NAME" has
 // commands, one a line, and "NAME: out" what they print. The commands are:
 //
-//	service NAME IP[,IP] [created=N] [PORTNAME:NUMBER/PROTOCOL]...
+//	service NAME IP[,IP] [FIELD=VALUE]... [PORTNAME:NUMBER/PROTOCOL[:NODEPORT]]...
+//	    fields: created (a number), lb and external (addresses), sources,
+//	    affinity (seconds), internal and external-policy (local), foreign (yes)
 //	slice NAME SERVICE FAMILY PORTNAME:NUMBER/PROTOCOL[,...] [ADDR[=CONDITIONS]]...
-//	    CONDITIONS are letters: r ready, s serving, t terminating; "rs" if none
+//	    CONDITIONS are letters: r ready, s serving, t terminating, e elsewhere;
+//	    "rs" if none. All others are on this node
 //	gone service|slice NAME
+//	addresses [ADDR]...   of the node
+//	loopback on|off       for NodePorts
+//	cidrs [CIDR]...       of services
 //	fail OPERATION   every call of it from now on
 //	lose FRONTEND    from the kernel, behind the reconciler's back
 //	heal             nothing fails any more
@@ -113,13 +119,19 @@ func (s *script) run(words []string) error {
 		} else {
 			s.store.DeleteSlice(nsName(args[1]))
 		}
+	case "addresses":
+		return s.setAddresses(args)
+	case "loopback":
+		s.store.SetNodePorts(lb.NodePorts{Loopback: args[0] == "on"})
+	case "cidrs":
+		return s.setCIDRs(args)
 	case "fail":
 		s.kernel.fails = func(op string, _ int) bool { return op == args[0] }
 	case "heal":
 		s.kernel.fails = func(string, int) bool { return false }
 	case "lose":
 		maps.DeleteFunc(s.kernel.frontends, func(key lb.FrontendKey, _ lb.Frontend) bool { return key.String() == args[0] })
-		s.kernel.wanted = nil
+		s.kernel.damage()
 	case "apply":
 		s.print(s.apply())
 	case "apply-all":
@@ -144,6 +156,9 @@ func (s *script) print(res reconciler.Result) {
 	if res.Stranded {
 		fmt.Fprint(&s.out, ", stranded")
 	}
+	if res.Unremembered {
+		fmt.Fprint(&s.out, ", unremembered")
+	}
 	if len(res.Answered) > 0 {
 		fmt.Fprintf(&s.out, ", answered %v", res.Answered)
 	}
@@ -156,28 +171,86 @@ func (s *script) print(res reconciler.Result) {
 	}
 }
 
+func (s *script) setAddresses(args []string) error {
+	addrs, err := parseAll(args, netip.ParseAddr)
+	s.store.SetLocalAddresses(addrs)
+	return err
+}
+
+func (s *script) setCIDRs(args []string) error {
+	cidrs, err := parseAll(args, netip.ParsePrefix)
+	s.store.SetServiceCIDRs(cidrs)
+	return err
+}
+
+func parseAll[T any](texts []string, parse func(string) (T, error)) ([]T, error) {
+	var out []T
+	for _, text := range texts {
+		x, err := parse(text)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, x)
+	}
+	return out, nil
+}
+
 func (s *script) setService(args []string) error {
 	svc := lb.Service{Name: nsName(args[0])}
-	for ip := range strings.SplitSeq(args[1], ",") {
-		svc.ClusterIPs = append(svc.ClusterIPs, netip.MustParseAddr(ip))
+	var err error
+	if svc.ClusterIPs, err = parseAll(strings.Split(args[1], ","), netip.ParseAddr); err != nil {
+		return err
 	}
 	for _, arg := range args[2:] {
-		if created, ok := strings.CutPrefix(arg, "created="); ok {
-			n, err := strconv.Atoi(created)
-			if err != nil {
+		if field, value, ok := strings.Cut(arg, "="); ok {
+			if err := setField(&svc, field, value); err != nil {
 				return err
 			}
-			svc.Created = time.Unix(int64(n), 0)
 			continue
 		}
-		name, protocol, number, err := parsePort(arg)
+		text, nodePort := arg, "0"
+		if strings.Count(arg, ":") == 2 {
+			i := strings.LastIndex(arg, ":")
+			text, nodePort = arg[:i], arg[i+1:]
+		}
+		port, err := strconv.ParseUint(nodePort, 10, 16)
 		if err != nil {
 			return err
 		}
-		svc.Ports = append(svc.Ports, lb.Port{Name: name, Protocol: protocol, Number: number})
+		name, protocol, number, err := parsePort(text)
+		if err != nil {
+			return err
+		}
+		svc.Ports = append(svc.Ports, lb.Port{Name: name, Protocol: protocol, Number: number, NodePort: uint16(port)})
 	}
 	s.store.SetService(svc)
 	return nil
+}
+
+func setField(svc *lb.Service, field, value string) (err error) {
+	number, notNumber := strconv.ParseUint(value, 10, 32)
+	list := strings.Split(value, ",")
+	switch field {
+	case "created":
+		svc.Created, err = time.Unix(int64(number), 0), notNumber
+	case "affinity":
+		svc.Affinity, err = uint32(number), notNumber
+	case "lb":
+		svc.LoadBalancerIPs, err = parseAll(list, netip.ParseAddr)
+	case "external":
+		svc.ExternalIPs, err = parseAll(list, netip.ParseAddr)
+	case "sources":
+		svc.Sources, err = parseAll(list, netip.ParsePrefix)
+	case "internal":
+		svc.InternalLocal = value == "local"
+	case "external-policy":
+		svc.ExternalLocal = value == "local"
+	case "foreign":
+		svc.Foreign = value == "yes"
+	default:
+		err = fmt.Errorf("unknown field %q", field)
+	}
+	return err
 }
 
 func (s *script) setSlice(args []string) error {
@@ -197,12 +270,17 @@ func (s *script) setSlice(args []string) error {
 		if !ok {
 			conditions = "rs"
 		}
-		slice.Endpoints = append(slice.Endpoints, lb.Endpoint{
+		e := lb.Endpoint{
 			Addr:        netip.MustParseAddr(addr),
 			Ready:       strings.Contains(conditions, "r"),
 			Serving:     strings.Contains(conditions, "s"),
 			Terminating: strings.Contains(conditions, "t"),
-		})
+			Node:        storeConfig.NodeName,
+		}
+		if strings.Contains(conditions, "e") {
+			e.Node = "elsewhere"
+		}
+		slice.Endpoints = append(slice.Endpoints, e)
 	}
 	s.store.SetSlice(slice)
 	return nil

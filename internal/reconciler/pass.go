@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/fairlead-lb/fairlead/internal/lb"
@@ -18,14 +19,23 @@ type pass struct {
 	services  []lb.ServicePort // sorted
 	frontends []lb.FrontendKey // sorted, wildcards last
 	retired   []lb.ServiceID   // sorted
-	// leaving are services with members to delete after the grace period.
-	leaving []lb.ServicePort
+	addresses []netip.Addr     // sorted
+	cidrs     []netip.Prefix   // sorted
+	// leaving is what is to be deleted after the grace period.
+	leaving []leavers
 	// failing are the Services of which something has failed in this pass.
 	failing map[lb.Name]struct{}
 	// graceErr is why the grace period did not come to an end. Once is enough
 	// for a pass.
 	graceErr error
 	result   Result
+}
+
+// leavers are the rows of one service that its clients ask no more.
+type leavers struct {
+	*service
+	members []lb.Member
+	sources []lb.Source
 }
 
 // newPass returns a pass over all there is to do for the Services of which
@@ -47,6 +57,10 @@ func (r *Reconciler) newPass(concerned func(lb.Name) bool) *pass {
 			p.retired = append(p.retired, id)
 		}
 	}
+	if concerned(nobody) {
+		p.addresses = slices.SortedFunc(maps.Keys(r.todo.addresses), netip.Addr.Compare)
+		p.cidrs = slices.SortedFunc(maps.Keys(r.todo.cidrs), netip.Prefix.Compare)
+	}
 	slices.SortFunc(p.services, lb.ServicePort.Compare)
 	slices.SortFunc(p.frontends, func(a, b lb.FrontendKey) int {
 		return cmp.Or(compareBool(a.IsWildcard(), b.IsWildcard()), a.Compare(b))
@@ -55,33 +69,68 @@ func (r *Reconciler) newPass(concerned func(lb.Name) bool) *pass {
 	return p
 }
 
+// run goes through the phases. With makeRoom it prunes before it writes, too,
+// and then also what belongs to Services of which something fails.
+func (p *pass) run(makeRoom bool) Result {
+	p.deleteCIDRs()
+	if makeRoom {
+		p.prune(false)
+	}
+	p.update()
+	p.prune(true)
+	p.addCIDRs()
+	return p.finish()
+}
+
 // update brings what is wanted into the kernel.
 func (p *pass) update() {
 	for _, sp := range p.services {
-		err := p.syncService(sp)
-		switch {
-		case err != nil:
+		if err := p.syncService(sp); err != nil {
 			p.failService(sp, err)
-		case len(p.leavers(p.have.named(sp))) > 0:
-			p.todo.services[sp] = nil
-			p.leaving = append(p.leaving, sp)
-		default:
-			delete(p.todo.services, sp)
+			continue
 		}
+		if gone := p.leavers(p.have.named(sp)); len(gone.members)+len(gone.sources) > 0 {
+			if len(gone.sources) > 0 {
+				// Programs may have passed by those that have just joined.
+				p.waiting[sp.Service] = struct{}{}
+			}
+			p.todo.services[sp] = nil
+			p.leaving = append(p.leaving, gone)
+			continue
+		}
+		delete(p.todo.services, sp)
 	}
 	// All inserts come before the first replacement, which is the first write
 	// that makes the next one wait.
-	p.setFrontends(func(exists bool) bool { return !exists })
-	p.setFrontends(func(exists bool) bool { return exists })
+	for _, replace := range []bool{false, true} {
+		p.setAddresses(replace)
+		p.setFrontends(replace)
+	}
 }
 
-// setFrontends writes the wanted frontends that differ from the kernel's and
-// for which the condition holds.
-func (p *pass) setFrontends(condition func(exists bool) bool) {
+// setAddresses writes the wanted node addresses that differ from the kernel's:
+// with replace those that it has, otherwise those that it has not.
+func (p *pass) setAddresses(replace bool) {
+	for _, addr := range p.addresses {
+		kind, wanted := p.want.NodeAddresses[addr]
+		have, exists := p.have.addresses[addr]
+		if !wanted || exists != replace {
+			continue
+		}
+		var err error
+		if kind != have {
+			err = p.setAddress(addr, kind)
+		}
+		settle(p.todo.addresses, addr, err)
+	}
+}
+
+// setFrontends is setAddresses for frontends.
+func (p *pass) setFrontends(replace bool) {
 	for _, key := range p.frontends {
 		owner, wanted := p.want.Frontends[key]
 		have, exists := p.have.frontends[key]
-		if !wanted || !condition(exists) || p.blocked(key, owner) {
+		if !wanted || exists != replace || p.blocked(key, owner) {
 			continue
 		}
 		row, err := p.row(key, owner)
@@ -122,20 +171,21 @@ func (p *pass) row(key lb.FrontendKey, owner lb.Owner) (lb.Frontend, error) {
 // the frontends of Services of which something has failed in this pass.
 func (p *pass) prune(suspend bool) {
 	p.deleteFrontends(suspend)
+	p.deleteAddresses()
 	if len(p.waiting)+len(p.leaving)+len(p.retired) > 0 {
 		// What may not be done without it looks at graceErr.
 		_ = p.grace()
 	}
-	for _, sp := range p.leaving {
+	for _, gone := range p.leaving {
 		err := p.graceErr
 		if err == nil {
-			err = p.deleteLeavers(p.have.named(sp))
+			err = p.deleteLeavers(gone)
 		}
 		if err != nil {
-			p.failService(sp, err)
+			p.failService(gone.name, err)
 			continue
 		}
-		delete(p.todo.services, sp)
+		delete(p.todo.services, gone.name)
 	}
 	p.leaving = nil
 	for _, id := range p.retired {
@@ -164,6 +214,73 @@ func (p *pass) deleteFrontends(suspend bool) {
 			}
 		}
 		delete(p.todo.frontends, key)
+	}
+}
+
+// deleteAddresses deletes the node addresses that are not wanted.
+func (p *pass) deleteAddresses() {
+	for _, addr := range p.addresses {
+		if _, wanted := p.want.NodeAddresses[addr]; wanted {
+			continue
+		}
+		var err error
+		if _, exists := p.have.addresses[addr]; exists {
+			err = p.deleteAddress(addr)
+		}
+		settle(p.todo.addresses, addr, err)
+	}
+}
+
+// deleteCIDRs deletes the service CIDRs that are not wanted.
+func (p *pass) deleteCIDRs() {
+	for _, cidr := range p.cidrs {
+		if p.want.ServiceCIDRs[cidr] {
+			continue
+		}
+		var err error
+		if _, exists := p.have.cidrs[cidr]; exists {
+			err = p.deleteCIDR(cidr)
+		}
+		settle(p.todo.cidrs, cidr, err)
+	}
+}
+
+// addCIDRs adds the service CIDRs that are missing. They wait while frontends
+// are missing, too, whose addresses would be taken for nobody's.
+func (p *pass) addCIDRs() {
+	wait := len(p.cidrs) > 0 && p.frontendsMissing()
+	for _, cidr := range p.cidrs {
+		_, exists := p.have.cidrs[cidr]
+		switch {
+		case !p.want.ServiceCIDRs[cidr]:
+		case exists:
+			settle(p.todo.cidrs, cidr, nil)
+		case wait:
+			p.todo.cidrs[cidr] = nil
+		default:
+			settle(p.todo.cidrs, cidr, p.addCIDR(cidr))
+		}
+	}
+}
+
+// frontendsMissing tells whether a wanted frontend is not in the kernel.
+func (p *pass) frontendsMissing() bool {
+	for key := range p.todo.frontends {
+		_, wanted := p.want.Frontends[key]
+		if _, exists := p.have.frontends[key]; wanted && !exists {
+			return true
+		}
+	}
+	return false
+}
+
+// settle notes in todo that what there was to do for key is done, or why it
+// failed.
+func settle[K comparable](todo map[K]error, key K, err error) {
+	if err != nil {
+		todo[key] = err
+	} else {
+		delete(todo, key)
 	}
 }
 
@@ -223,7 +340,7 @@ func (p *pass) finish() Result {
 // backend now that the pass is over.
 func (p *pass) stillAnswered() []lb.FrontendKey {
 	keys := slices.DeleteFunc(p.result.Answered, func(key lb.FrontendKey) bool {
-		return !p.have.target(key).usable()
+		return !p.have.answers(key)
 	})
 	slices.SortFunc(keys, lb.FrontendKey.Compare)
 	if keys = slices.Compact(keys); len(keys) == 0 {
@@ -234,7 +351,7 @@ func (p *pass) stillAnswered() []lb.FrontendKey {
 
 // failures returns one error for each Service of which something has failed:
 // that of the first service port, else of the first frontend, else of what is
-// to be retired.
+// to be retired. Nobody's node addresses and service CIDRs come after those.
 func (p *pass) failures() map[lb.Name]error {
 	failed := map[lb.Name]error{}
 	add := func(name lb.Name, err error) {
@@ -250,6 +367,12 @@ func (p *pass) failures() map[lb.Name]error {
 	}
 	for _, id := range slices.Sorted(maps.Keys(p.todo.retired)) {
 		add(p.have.services[id].name.Service, p.todo.retired[id])
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(p.todo.addresses), netip.Addr.Compare) {
+		add(nobody, p.todo.addresses[addr])
+	}
+	for _, cidr := range slices.SortedFunc(maps.Keys(p.todo.cidrs), netip.Prefix.Compare) {
+		add(nobody, p.todo.cidrs[cidr])
 	}
 	for name := range p.waiting {
 		add(name, p.graceErr)

@@ -28,11 +28,14 @@ type Reconciler struct {
 	// inherited tells that programs may still read what the agent before us
 	// retired: we do not know which rows these are.
 	inherited bool
-	// recycled tells that a row of frontends was replaced or deleted since the
-	// last grace period.
+	// recycled tells that a frontend or a node address was replaced or deleted
+	// since the last grace period.
 	recycled bool
+	// missed tells that a frontend was inserted since the last grace period:
+	// programs may have missed it and be about to look at the service CIDRs.
+	missed bool
 	// waiting names the Services that have something retired since the last
-	// grace period.
+	// grace period, or something that waits for it.
 	waiting map[lb.Name]struct{}
 }
 
@@ -44,8 +47,10 @@ type todo struct {
 	frontends map[lb.FrontendKey]change
 	// retired are services that are not wanted. They stay for as long as a
 	// frontend leads to them.
-	retired  map[lb.ServiceID]error
-	problems map[lb.Name]struct{}
+	retired   map[lb.ServiceID]error
+	addresses map[netip.Addr]error
+	cidrs     map[netip.Prefix]error
+	problems  map[lb.Name]struct{}
 }
 
 // change is a frontend to be written or deleted on behalf of a Service: the one
@@ -60,6 +65,8 @@ func newTodo() todo {
 		services:  map[lb.ServicePort]error{},
 		frontends: map[lb.FrontendKey]change{},
 		retired:   map[lb.ServiceID]error{},
+		addresses: map[netip.Addr]error{},
+		cidrs:     map[netip.Prefix]error{},
 		problems:  map[lb.Name]struct{}{},
 	}
 }
@@ -83,15 +90,23 @@ func New(kernel Kernel, limits Limits) *Reconciler {
 // wanted returns a copy of d without what d says is gone.
 func wanted(d lb.Delta) lb.Delta {
 	w := lb.Delta{
-		Services:  make(map[lb.ServicePort]*lb.Backends, len(d.Services)),
-		Frontends: make(map[lb.FrontendKey]lb.Owner, len(d.Frontends)),
-		Problems:  make(map[lb.Name]lb.Problem, len(d.Problems)),
+		Services:      make(map[lb.ServicePort]*lb.Backends, len(d.Services)),
+		Frontends:     make(map[lb.FrontendKey]lb.Owner, len(d.Frontends)),
+		NodeAddresses: make(map[netip.Addr]lb.NodeAddress, len(d.NodeAddresses)),
+		ServiceCIDRs:  make(map[netip.Prefix]bool, len(d.ServiceCIDRs)),
+		Problems:      make(map[lb.Name]lb.Problem, len(d.Problems)),
 	}
 	for sp, backends := range d.Services {
 		put(w.Services, sp, backends, backends != nil)
 	}
 	for key, owner := range d.Frontends {
 		put(w.Frontends, key, owner, owner.Exists())
+	}
+	for addr, kind := range d.NodeAddresses {
+		put(w.NodeAddresses, addr, kind, kind != 0)
+	}
+	for cidr, exists := range d.ServiceCIDRs {
+		put(w.ServiceCIDRs, cidr, true, exists)
 	}
 	for name, problem := range d.Problems {
 		put(w.Problems, name, problem, problem != "")
@@ -123,6 +138,7 @@ func (r *Reconciler) Adopt(t lb.Tables) {
 	for id := range before.services {
 		r.ids.Release(id)
 	}
+	var damaged []lb.Range
 	// In the order of their IDs, so that the same tables are always adopted the
 	// same way when two ranges share slots.
 	for _, id := range slices.Sorted(maps.Keys(r.have.services)) {
@@ -135,12 +151,57 @@ func (r *Reconciler) Adopt(t lb.Tables) {
 			r.ids.Release(id)
 			continue
 		}
-		s.block = r.blocks.Adopt(s.rng.Base, int(s.rng.Count))
+		damaged = append(damaged, r.adoptBlocks(s)...)
 		if s.name == (lb.ServicePort{}) || !exists {
 			continue
 		}
 		if other := r.have.named(s.name); other == nil || s.outranks(other) {
 			r.have.ids[s.name] = id
+		}
+	}
+	r.quarantine(damaged)
+}
+
+// adoptBlocks takes the blocks that the sides of s lead to. It returns those
+// that cannot be had: they belong to another service already, or to another side
+// in part, or are not within the limits.
+func (r *Reconciler) adoptBlocks(s *service) (damaged []lb.Range) {
+	for i := range s.sides {
+		this := &s.sides[i]
+		j := slices.IndexFunc(s.sides[:i], func(o side) bool { return sameSlots(o.Range, this.Range) })
+		if j >= 0 {
+			this.block = s.sides[j].block
+		} else {
+			this.block = r.blocks.Adopt(this.Base, int(this.Count))
+		}
+		if this.Count > 0 && !this.block {
+			damaged = append(damaged, this.Range)
+		}
+	}
+	return damaged
+}
+
+// quarantine keeps the slots of damaged ranges out of use until the next Adopt.
+// Programs read them, and go on even when the block's rightful owner leaves it.
+func (r *Reconciler) quarantine(damaged []lb.Range) {
+	if len(damaged) == 0 {
+		return
+	}
+	slots := map[uint32]struct{}{}
+	for _, d := range damaged {
+		for i := d.Base; i < d.Base+uint32(d.Count); i++ {
+			slots[i] = struct{}{}
+			r.blocks.Adopt(i, 1)
+		}
+	}
+	for _, s := range r.have.services {
+		for i := range s.sides {
+			this := &s.sides[i]
+			for slot := this.Base; this.block && slot < this.Base+uint32(this.Count); slot++ {
+				if _, ok := slots[slot]; ok {
+					this.quarantined = true
+				}
+			}
 		}
 	}
 }
@@ -162,14 +223,21 @@ func (r *Reconciler) Apply(d lb.Delta) Result {
 		r.todo.frontends[key] = c
 		put(r.want.Frontends, key, owner, owner.Exists())
 	}
+	for addr, kind := range d.NodeAddresses {
+		named[nobody] = struct{}{}
+		r.todo.addresses[addr] = nil
+		put(r.want.NodeAddresses, addr, kind, kind != 0)
+	}
+	for cidr, exists := range d.ServiceCIDRs {
+		named[nobody] = struct{}{}
+		r.todo.cidrs[cidr] = nil
+		put(r.want.ServiceCIDRs, cidr, true, exists)
+	}
 	for name, problem := range d.Problems {
 		r.todo.problems[name] = struct{}{}
 		put(r.want.Problems, name, problem, problem != "")
 	}
-	p := r.newPass(func(name lb.Name) bool { _, ok := named[name]; return ok })
-	p.update()
-	p.prune(true)
-	return p.finish()
+	return r.newPass(func(name lb.Name) bool { _, ok := named[name]; return ok }).run(false)
 }
 
 // ApplyAll brings d into the kernel and removes everything else: d is all that
@@ -182,7 +250,11 @@ func (r *Reconciler) ApplyAll(d lb.Delta) Result {
 	}
 	owners := r.owners()
 	for key := range r.have.frontends {
-		r.todo.frontends[key] = change{service: owners[key.VIP]}
+		c := change{service: owners[key.VIP]}
+		if s := r.have.target(key); s != nil {
+			c.service = s.name.Service
+		}
+		r.todo.frontends[key] = c
 	}
 	for key, owner := range r.want.Frontends {
 		r.todo.frontends[key] = change{service: owner.Service.Service}
@@ -192,35 +264,46 @@ func (r *Reconciler) ApplyAll(d lb.Delta) Result {
 			r.todo.retired[id] = nil
 		}
 	}
-	for name := range r.have.problems {
-		r.todo.problems[name] = struct{}{}
+	touch(r.todo.addresses, r.have.addresses)
+	touch(r.todo.addresses, r.want.NodeAddresses)
+	touch(r.todo.cidrs, r.have.cidrs)
+	touch(r.todo.cidrs, r.want.ServiceCIDRs)
+	touch(r.todo.problems, r.have.problems)
+	touch(r.todo.problems, r.want.Problems)
+	return r.newPass(everybody).run(false)
+}
+
+// touch puts the keys of rows into todo.
+func touch[K comparable, T, V any](todo map[K]T, rows map[K]V) {
+	var untried T
+	for key := range rows {
+		todo[key] = untried
 	}
-	for name := range r.want.Problems {
-		r.todo.problems[name] = struct{}{}
-	}
-	p := r.newPass(everybody)
-	p.update()
-	p.prune(true)
-	return p.finish()
 }
 
 // Retry tries again what has failed. Rows that are to go go first, so that
 // their room can be used.
-func (r *Reconciler) Retry() Result {
-	p := r.newPass(everybody)
-	p.prune(false)
-	p.update()
-	p.prune(true)
-	return p.finish()
-}
+func (r *Reconciler) Retry() Result { return r.newPass(everybody).run(true) }
 
 // Pending tells whether Retry has anything to do.
 func (r *Reconciler) Pending() bool {
-	return len(r.todo.services)+len(r.todo.frontends)+len(r.todo.retired)+len(r.todo.problems)+len(r.waiting) > 0
+	t := r.todo
+	return len(t.services)+len(t.frontends)+len(t.retired)+len(t.addresses)+len(t.cidrs)+
+		len(t.problems)+len(r.waiting) > 0
 }
 
 // Tables returns what the kernel holds, as far as the reconciler knows.
 func (r *Reconciler) Tables() lb.Tables { return r.have.tables() }
+
+// HasMember tells whether the kernel has this row, as far as the reconciler knows.
+func (r *Reconciler) HasMember(m lb.Member) bool {
+	s := r.have.services[m.Service]
+	if s == nil {
+		return false
+	}
+	_, found := slices.BinarySearchFunc(s.members, m, lb.Member.Compare)
+	return found
+}
 
 // FreeIDs makes the service IDs that are at rest and that, as remembered says,
 // nothing in the kernel remembers available for new services. They are
@@ -252,15 +335,15 @@ func (r *Reconciler) formerOwner(key lb.FrontendKey) lb.Name {
 	if s := r.have.target(key); s != nil {
 		return s.name.Service
 	}
-	return lb.Name{}
+	return nobody
 }
 
-// owners returns the Service that frontends of each VIP lead to. That is how a
+// owners returns the Service that ClusterIPs' frontends lead to. That is how a
 // wildcard, which leads to none, finds its Service.
 func (r *Reconciler) owners() map[netip.Addr]lb.Name {
 	owners := map[netip.Addr]lb.Name{}
-	for key := range r.have.frontends {
-		if s := r.have.target(key); s != nil {
+	for key, f := range r.have.frontends {
+		if s := r.have.target(key); s != nil && f.Kind == lb.KindClusterIP {
 			owners[key.VIP] = s.name.Service
 		}
 	}
@@ -271,5 +354,8 @@ func (r *Reconciler) owners() map[netip.Addr]lb.Name {
 func (r *Reconciler) alive(s *service) bool {
 	return r.want.Services[s.name] != nil && r.have.named(s.name) == s
 }
+
+// nobody stands for the Service of what belongs to none.
+var nobody lb.Name
 
 func everybody(lb.Name) bool { return true }

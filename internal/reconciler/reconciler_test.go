@@ -5,6 +5,7 @@ package reconciler_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -17,16 +18,53 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/reconciler"
 )
 
-var compareAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+// compareTables compares as == does what it can, and no list like an empty one.
+var compareTables = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	cmp.Transformer("list", func(l []lb.Backend) []lb.Backend { return append([]lb.Backend{}, l...) }),
+}
 
 var testLimits = reconciler.Limits{Services: 1 << 10, Slots: 1 << 12}
 
 // meaning is what tables say, without the numbers they say it with.
 type meaning struct {
-	Frontends map[lb.FrontendKey]string
-	Eligible  map[lb.ServicePort][]lb.Backend
-	Members   map[lb.ServicePort][]lb.Backend
-	Problems  map[lb.Name]lb.Problem
+	Frontends     map[lb.FrontendKey]string
+	Services      map[lb.ServicePort]serviceMeaning
+	Members       map[lb.ServicePort]map[lb.Use][]lb.Backend
+	Sources       map[lb.ServicePort][]netip.Prefix
+	NodeAddresses map[netip.Addr]lb.NodeAddress
+	ServiceCIDRs  []netip.Prefix
+	Problems      map[lb.Name]lb.Problem
+}
+
+type serviceMeaning struct {
+	Sides       [lb.Sides][]lb.Backend
+	Elsewhere   [lb.Sides]bool
+	Affinity    uint32
+	Restricted  bool
+	NodeAllowed bool
+}
+
+func newMeaning() meaning {
+	return meaning{
+		Frontends: map[lb.FrontendKey]string{},
+		Services:  map[lb.ServicePort]serviceMeaning{},
+		Members:   map[lb.ServicePort]map[lb.Use][]lb.Backend{},
+		Sources:   map[lb.ServicePort][]netip.Prefix{},
+	}
+}
+
+func (m meaning) addMembers(sp lb.ServicePort, use lb.Use, backends ...lb.Backend) {
+	if len(backends) == 0 {
+		return
+	}
+	if m.Members[sp] == nil {
+		m.Members[sp] = map[lb.Use][]lb.Backend{}
+	}
+	all := slices.Concat(m.Members[sp][use], backends)
+	slices.SortFunc(all, lb.Backend.Compare)
+	m.Members[sp][use] = all
 }
 
 // meaningOf fails the test if a reader could stumble over the tables, or if
@@ -36,12 +74,9 @@ func meaningOf(tb testing.TB, t lb.Tables) meaning {
 	for _, err := range t.Check() {
 		tb.Errorf("check: %v", err)
 	}
-	m := meaning{
-		Frontends: map[lb.FrontendKey]string{},
-		Eligible:  map[lb.ServicePort][]lb.Backend{},
-		Members:   map[lb.ServicePort][]lb.Backend{},
-		Problems:  t.Problems,
-	}
+	m := newMeaning()
+	m.NodeAddresses, m.Problems = t.NodeAddresses, t.Problems
+	m.ServiceCIDRs = slices.SortedFunc(maps.Keys(t.ServiceCIDRs), netip.Prefix.Compare)
 	for key, f := range t.Frontends {
 		m.Frontends[key] = f.Kind.String()
 		if f.Service != lb.NoService {
@@ -49,29 +84,33 @@ func meaningOf(tb testing.TB, t lb.Tables) meaning {
 		}
 	}
 	for id, sp := range t.Names {
-		if _, twice := m.Eligible[sp]; twice {
+		if _, twice := m.Services[sp]; twice {
 			tb.Errorf("%v has two IDs", sp)
 		}
-		m.Eligible[sp] = slices.SortedFunc(slices.Values(t.Backends(t.Services[id])), lb.Backend.Compare)
+		row := t.Services[id]
+		s := serviceMeaning{Affinity: row.Affinity, Restricted: row.Restricted, NodeAllowed: row.NodeAllowed}
+		for i, r := range row.Sides {
+			s.Sides[i] = slices.SortedFunc(slices.Values(t.Backends(r)), lb.Backend.Compare)
+			s.Elsewhere[i] = r.Elsewhere()
+		}
+		m.Services[sp] = s
 	}
 	for member := range t.Members {
-		sp := t.Names[member.Service]
-		m.Members[sp] = append(m.Members[sp], member.Backend)
+		m.addMembers(t.Names[member.Service], member.Use, member.Backend)
 	}
-	for _, backends := range m.Members {
-		slices.SortFunc(backends, lb.Backend.Compare)
+	for source := range t.Sources {
+		sp := t.Names[source.Service]
+		m.Sources[sp] = append(m.Sources[sp], source.Prefix)
+		slices.SortFunc(m.Sources[sp], netip.Prefix.Compare)
 	}
 	return m
 }
 
 // wantMeaning is what tables should say when all is wanted.
 func wantMeaning(all lb.Delta) meaning {
-	m := meaning{
-		Frontends: map[lb.FrontendKey]string{},
-		Eligible:  map[lb.ServicePort][]lb.Backend{},
-		Members:   map[lb.ServicePort][]lb.Backend{},
-		Problems:  all.Problems,
-	}
+	m := newMeaning()
+	m.NodeAddresses, m.Problems = all.NodeAddresses, all.Problems
+	m.ServiceCIDRs = slices.SortedFunc(maps.Keys(all.ServiceCIDRs), netip.Prefix.Compare)
 	for key, owner := range all.Frontends {
 		m.Frontends[key] = owner.Kind.String()
 		if !key.IsWildcard() {
@@ -79,9 +118,19 @@ func wantMeaning(all lb.Delta) meaning {
 		}
 	}
 	for sp, b := range all.Services {
-		m.Eligible[sp] = b.Eligible
-		if sp.Protocol == lb.UDP && len(b.Serving) > 0 {
-			m.Members[sp] = b.Serving
+		s := serviceMeaning{Affinity: b.Affinity, Restricted: b.Restricted, NodeAllowed: b.NodeAllowed}
+		for i, set := range b.Sides {
+			s.Sides[i], s.Elsewhere[i] = set.Backends, set.Elsewhere
+			if b.Affinity > 0 {
+				m.addMembers(sp, lb.UseOn(lb.Side(i)), set.Backends...)
+			}
+		}
+		m.Services[sp] = s
+		if sp.Protocol == lb.UDP {
+			m.addMembers(sp, lb.UseServing, b.Serving...)
+		}
+		if len(b.Sources) > 0 {
+			m.Sources[sp] = b.Sources
 		}
 	}
 	return m
@@ -96,13 +145,15 @@ type world struct {
 	kernel *fakeKernel
 }
 
+var storeConfig = lb.Config{NodeName: "here"}
+
 func newWorld(tb testing.TB, seed uint64) *world {
 	kernel := newFake(tb, testLimits)
 	kernel.wanted = []lb.Delta{{}}
 	return &world{
 		tb:     tb,
 		rng:    rand.New(rand.NewPCG(seed, 0)),
-		store:  lb.NewStore(),
+		store:  lb.NewStore(storeConfig),
 		rec:    reconciler.New(kernel, testLimits),
 		kernel: kernel,
 	}
@@ -114,12 +165,14 @@ func (w *world) change() {
 	for range 1 + w.rng.IntN(4) {
 		service := lb.Name{Namespace: "ns", Name: fmt.Sprint("svc", w.rng.IntN(4))}
 		slice := lb.Name{Namespace: "ns", Name: fmt.Sprint("slice", w.rng.IntN(6))}
-		switch n := w.rng.IntN(10); {
+		switch n := w.rng.IntN(12); {
 		case n == 0:
 			w.store.DeleteService(service)
 		case n == 1:
 			w.store.DeleteSlice(slice)
-		case n < 5:
+		case n == 2:
+			w.changeNode()
+		case n < 6:
 			w.store.SetService(w.service(service))
 		default:
 			w.store.SetSlice(w.slice(slice))
@@ -127,13 +180,48 @@ func (w *world) change() {
 	}
 }
 
-var testPorts = []lb.Port{
-	{Name: "web", Protocol: lb.TCP, Number: 80},
-	{Name: "alt", Protocol: lb.TCP, Number: 80},
-	{Name: "web", Protocol: lb.TCP, Number: 8080},
-	{Name: "dns", Protocol: lb.UDP, Number: 53},
-	{Name: "dns2", Protocol: lb.UDP, Number: 53},
+// changeNode alters what is known of the node.
+func (w *world) changeNode() {
+	switch w.rng.IntN(3) {
+	case 0:
+		w.store.SetLocalAddresses(some(w.rng, []netip.Addr{
+			netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("192.168.1.1"), netip.MustParseAddr("fd09::1")}))
+	case 1:
+		w.store.SetNodePorts(lb.NodePorts{Loopback: w.rng.IntN(2) == 0})
+	case 2:
+		w.store.SetServiceCIDRs(some(w.rng, []netip.Prefix{
+			netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("10.96.0.0/31"), netip.MustParsePrefix("fd00::/112")}))
+	}
 }
+
+// some returns some of the list, in the order of the list.
+func some[T any](rng *rand.Rand, list []T) []T {
+	var out []T
+	for _, x := range list {
+		if rng.IntN(2) == 0 {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+var testPorts = []lb.Port{
+	{Name: "web", Protocol: lb.TCP, Number: 80, NodePort: 30080},
+	{Name: "alt", Protocol: lb.TCP, Number: 80, NodePort: 30081},
+	{Name: "web", Protocol: lb.TCP, Number: 8080, NodePort: 30080},
+	{Name: "dns", Protocol: lb.UDP, Number: 53, NodePort: 30053},
+	{Name: "dns2", Protocol: lb.UDP, Number: 53, NodePort: 30053},
+}
+
+// Addresses that are a Service's load-balancer IP one day and another one's
+// external IP the next, and sources of which some hold others.
+var (
+	testVIPs    = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("fd02::1")}
+	testSources = []netip.Prefix{
+		netip.MustParsePrefix("10.9.0.0/16"), netip.MustParsePrefix("10.9.1.0/24"), netip.MustParsePrefix("10.9.1.128/25"),
+		netip.MustParsePrefix("10.8.0.0/13"), netip.MustParsePrefix("fd09::/64"), netip.MustParsePrefix("fd09::/32"),
+	}
+)
 
 func (w *world) service(name lb.Name) lb.Service {
 	svc := lb.Service{Name: name, Created: time.Unix(int64(w.rng.IntN(3)), 0)}
@@ -141,8 +229,20 @@ func (w *world) service(name lb.Name) lb.Service {
 	if w.rng.IntN(3) == 0 {
 		svc.ClusterIPs = append(svc.ClusterIPs, netip.MustParseAddr(fmt.Sprintf("fd00::%d", w.rng.IntN(2))))
 	}
+	if svc.Foreign = w.rng.IntN(8) == 0; svc.Foreign {
+		return svc
+	}
 	for _, i := range w.rng.Perm(len(testPorts))[:1+w.rng.IntN(3)] {
 		svc.Ports = append(svc.Ports, testPorts[i])
+		if w.rng.IntN(2) == 0 {
+			svc.Ports[len(svc.Ports)-1].NodePort = 0
+		}
+	}
+	svc.LoadBalancerIPs, svc.ExternalIPs = some(w.rng, testVIPs), some(w.rng, testVIPs)
+	svc.InternalLocal, svc.ExternalLocal = w.rng.IntN(3) == 0, w.rng.IntN(3) == 0
+	svc.Affinity = uint32(10 * max(0, w.rng.IntN(4)-1))
+	if w.rng.IntN(2) == 0 {
+		svc.Sources = some(w.rng, testSources)
 	}
 	return svc
 }
@@ -166,6 +266,7 @@ func (w *world) slice(name lb.Name) lb.Slice {
 		e.Ready = w.rng.IntN(2) == 0
 		e.Serving = e.Ready || w.rng.IntN(2) == 0
 		e.Terminating = w.rng.IntN(3) == 0
+		e.Node = []string{"here", "there"}[w.rng.IntN(2)]
 		s.Endpoints = append(s.Endpoints, e)
 	}
 	return s
@@ -205,11 +306,12 @@ func (w *world) settled() {
 	if w.rec.Pending() {
 		w.tb.Error("something is pending")
 	}
-	if diff := cmp.Diff(wantMeaning(all), meaningOf(w.tb, w.kernel.load()), compareAddr); diff != "" {
+	if diff := cmp.Diff(wantMeaning(all), meaningOf(w.tb, w.kernel.load()), compareTables); diff != "" {
 		w.tb.Errorf("the kernel differs from what is wanted (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(w.kernel.load().String(), w.rec.Tables().String()); diff != "" {
-		w.tb.Errorf("the reconciler is mistaken about the kernel (-kernel +reconciler):\n%s", diff)
+	if n := w.kernel.load().Differences(w.rec.Tables()); n > 0 {
+		w.tb.Errorf("the reconciler is mistaken about %d rows of the kernel (-kernel +reconciler):\n%s", n,
+			cmp.Diff(w.kernel.load().String(), w.rec.Tables().String()))
 	}
 	calls := w.kernel.calls
 	if res := w.applyAll(); res.Writes+res.Deletes > 0 || w.kernel.calls != calls {
@@ -271,7 +373,7 @@ func countCalls(t *testing.T, seed uint64) int {
 }
 
 func TestOneFailedWriteIsMadeGoodByRetry(t *testing.T) {
-	for seed := range seeds(20) {
+	for seed := range seeds(10) {
 		for n := range countCalls(t, seed) {
 			w := newWorld(t, seed)
 			w.kernel.fails = func(_ string, call int) bool { return call == n+1 }
@@ -289,7 +391,7 @@ func TestOneFailedWriteIsMadeGoodByRetry(t *testing.T) {
 }
 
 func TestWritesThatFailForGood(t *testing.T) {
-	for seed := range seeds(20) {
+	for seed := range seeds(10) {
 		for n := range countCalls(t, seed) {
 			w := newWorld(t, seed)
 			w.kernel.fails = func(_ string, call int) bool { return call > n }
@@ -310,12 +412,13 @@ func TestWritesThatFailForGood(t *testing.T) {
 
 func TestEachOperationFailingForAWhile(t *testing.T) {
 	ops := []string{
-		"SetFrontend", "DeleteFrontend", "SetService", "SetSlots", "SetMember", "DeleteMember",
+		"SetFrontend", "DeleteFrontend", "SetRange", "SetOptions", "SetSlots", "SetMember", "DeleteMember",
+		"SetSource", "DeleteSource", "SetNodeAddress", "DeleteNodeAddress", "SetServiceCIDR", "DeleteServiceCIDR",
 		"SetName", "DeleteName", "SetProblem", "DeleteProblem", "WaitReaders",
 	}
 	for _, failing := range ops {
 		t.Run(failing, func(t *testing.T) {
-			for seed := range seeds(50) {
+			for seed := range seeds(20) {
 				w := newWorld(t, seed)
 				for step := range 3 * steps {
 					w.kernel.fails = func(op string, _ int) bool { return op == failing && step%3 > 0 }
@@ -335,7 +438,7 @@ func TestEachOperationFailingForAWhile(t *testing.T) {
 }
 
 func TestAnAgentMayDieAfterAnyWrite(t *testing.T) {
-	for seed := range seeds(20) {
+	for seed := range seeds(10) {
 		for n := range countCalls(t, seed) {
 			w := newWorld(t, seed)
 			dead := false
@@ -362,26 +465,26 @@ func TestAnAgentMayDieAfterAnyWrite(t *testing.T) {
 }
 
 func TestRepairMakesDamagedTablesGood(t *testing.T) {
-	for seed := range seeds(300) {
+	for seed := range seeds(200) {
 		w := newWorld(t, seed)
 		for range 2 * steps {
 			w.change()
 			w.apply()
 		}
-		w.kernel.wanted = nil // damaged tables mean nothing to a reader
+		w.kernel.damage()
 		for range 1 + w.rng.IntN(5) {
 			w.damage()
 		}
-		before := w.kernel.load().String()
+		before := w.kernel.load()
 		w.rec.Adopt(w.kernel.load())
 		res := w.rec.ApplyAll(w.store.All())
-		changed := w.kernel.load().String() != before
+		changed := w.kernel.load().Differences(before) > 0
 		if written := res.Writes+res.Deletes > 0; written != changed {
 			t.Errorf("%d writes and %d deletes, but changed is %v", res.Writes, res.Deletes, changed)
 		}
 		w.settled()
 		if t.Failed() {
-			t.Fatalf("seed %d, damaged tables were:\n%s", seed, before)
+			t.Fatalf("seed %d, damaged tables were:\n%v", seed, before)
 		}
 	}
 }
@@ -392,12 +495,15 @@ func (w *world) damage() {
 	other := lb.ServiceID(1 + w.rng.IntN(12))
 	key := lb.FrontendKey{VIP: netip.AddrFrom4([4]byte{10, 96, 0, byte(w.rng.IntN(3))}), Port: 80, Protocol: lb.TCP}
 	backend := lb.Backend{Addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(w.rng.IntN(6))}), Port: 5353}
+	source := lb.Source{Service: id, Prefix: testSources[w.rng.IntN(len(testSources))]}
+	addr := []netip.Addr{netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("192.168.1.9")}[w.rng.IntN(2)]
 	k := w.kernel
-	switch w.rng.IntN(9) {
+	row := k.rows[id]
+	switch w.rng.IntN(17) {
 	case 0:
 		delete(k.frontends, key)
 	case 1:
-		k.frontends[key] = lb.Frontend{Service: id, Kind: lb.KindClusterIP}
+		k.frontends[key] = lb.Frontend{Service: id, Kind: lb.FrontendKind(w.rng.IntN(7))}
 	case 2:
 		k.frontends[lb.FrontendKey{VIP: key.VIP}] = lb.Frontend{Service: id, Kind: lb.KindClusterIP}
 	case 3:
@@ -405,12 +511,33 @@ func (w *world) damage() {
 	case 4:
 		k.names[id] = lb.ServicePort{Service: lb.Name{Namespace: "ns", Name: "svc1"}, Port: "web", Protocol: lb.TCP, Family: lb.IPv4}
 	case 5:
-		k.words[id] = k.words[other]
-	case 6:
-		k.slots[k.words[id].Base] = backend
-	case 7:
-		k.members[lb.Member{Service: id, Backend: backend}] = struct{}{}
+		k.rows[id] = k.rows[other]
+	case 6: // one side has what another service has, or another side
+		row.Sides[w.rng.IntN(lb.Sides)] = k.rows[other].Sides[w.rng.IntN(lb.Sides)]
+		k.rows[id] = row
+	case 7: // sides that overlap in part
+		r := &row.Sides[w.rng.IntN(lb.Sides)]
+		r.Base++
+		k.rows[id] = row
 	case 8:
-		delete(k.members, lb.Member{Service: id, Backend: backend})
+		k.slots[row.Sides[w.rng.IntN(lb.Sides)].Base] = backend
+	case 9:
+		k.members[lb.Member{Service: id, Backend: backend, Use: lb.Use(w.rng.IntN(6))}] = struct{}{}
+	case 10:
+		maps.DeleteFunc(k.members, func(m lb.Member, _ struct{}) bool { return m.Service == id && w.rng.IntN(3) == 0 })
+	case 11:
+		row.Affinity, row.Restricted, row.NodeAllowed = uint32(w.rng.IntN(2)), w.rng.IntN(2) == 0, w.rng.IntN(2) == 0
+		k.rows[id] = row
+	case 12:
+		k.sources[source] = struct{}{}
+	case 13:
+		maps.DeleteFunc(k.sources, func(s lb.Source, _ struct{}) bool { return s.Service == id })
+	case 14:
+		k.addresses[addr] = lb.NodeAddress(1 + w.rng.IntN(3))
+	case 15:
+		delete(k.addresses, addr)
+	case 16:
+		k.cidrs[netip.MustParsePrefix("10.0.0.0/8")] = struct{}{}
+		delete(k.cidrs, netip.MustParsePrefix("10.96.0.0/12"))
 	}
 }

@@ -10,9 +10,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
-	netutils "k8s.io/utils/net"
 
 	"github.com/fairlead-lb/fairlead/internal/lb"
 )
@@ -20,42 +18,74 @@ import (
 // labelServiceProxyName hands a Service to a proxy other than the default one.
 const labelServiceProxyName = "service.kubernetes.io/service-proxy-name"
 
-// Options say which Services are ours.
+// maxAffinity bounds timeoutSeconds of session affinity, as the API does.
+const maxAffinity = 86400
+
+// Options say which node we are and which Services are ours.
 type Options struct {
+	// NodeName is the name of the Node object of the node we run on.
+	NodeName string
 	// ServiceProxyName is the value of the label
 	// service.kubernetes.io/service-proxy-name on Services meant for us. When it
 	// is empty, every Service with that label is another proxy's, whatever the
 	// label says. Services without the label are ours in either case.
 	ServiceProxyName string
+	// NoExternalIPs leaves the externalIPs of all Services out: Kubernetes'
+	// feature gate AllowServiceExternalIPs set to false.
+	NoExternalIPs bool
 }
 
 // ConvertService reduces a Service to what matters here. ours is false for one
-// that we do not serve: of type ExternalName, without a usable ClusterIP, or
-// meant for another proxy; then only svc.Name has a meaning. Whatever is
-// invalid is left out of svc and named in warnings.
+// that has no addresses we need to know: of type ExternalName or without a
+// usable ClusterIP; then only svc.Name has a meaning. A Service meant for
+// another proxy is Foreign. Whatever is invalid is left out of svc or given its
+// safest meaning, and named in warnings.
 func ConvertService(s *corev1.Service, o Options) (svc lb.Service, ours bool, warnings []Warning) {
 	svc.Name = lb.Name{Namespace: s.Namespace, Name: s.Name}
-	if !serves(s, o) {
+	// The type comes first: an ExternalName Service may still carry the ClusterIP
+	// it had before.
+	if s.Spec.Type == corev1.ServiceTypeExternalName ||
+		s.Spec.ClusterIP == "" || s.Spec.ClusterIP == corev1.ClusterIPNone {
 		return svc, false, nil
 	}
-	c := complaints{kind: kindService, name: svc.Name}
+	c := complaints{object: title(kindService, svc.Name)}
 	svc.Created = s.CreationTimestamp.Time
 	svc.ClusterIPs = clusterIPs(&s.Spec, &c)
-	svc.Ports = servicePorts(s.Spec.Ports, &c)
-	return svc, len(svc.ClusterIPs) > 0, c.warnings
+	ours = len(svc.ClusterIPs) > 0
+	if svc.Foreign = foreign(s, o); svc.Foreign {
+		return svc, ours, nil // what is wrong with it is for its proxy to say
+	}
+	if !ours {
+		return svc, false, c.warnings
+	}
+	checkType(s.Spec.Type, &c)
+	svc.LoadBalancerIPs = loadBalancerIPs(&s.Status.LoadBalancer, &c)
+	if !o.NoExternalIPs {
+		svc.ExternalIPs = externalIPs(&s.Spec, &c)
+	}
+	svc.Ports = servicePorts(&s.Spec, &c)
+	svc.InternalLocal = internalLocal(&s.Spec, &c)
+	svc.ExternalLocal = externalLocal(&s.Spec, &c)
+	svc.Affinity = affinity(&s.Spec, &c)
+	svc.Sources = sources(s.Spec.LoadBalancerSourceRanges, &c)
+	if s.Spec.Type == corev1.ServiceTypeLoadBalancer && svc.ExternalLocal {
+		svc.HealthCheckNodePort = healthCheckNodePort(&s.Spec, &c)
+	}
+	return svc, true, c.warnings
 }
 
-// serves tells whether s has ClusterIPs that are ours to serve. The type comes
-// first: an ExternalName Service may still carry the ClusterIP it had before.
-func serves(s *corev1.Service, o Options) bool {
-	if s.Spec.Type == corev1.ServiceTypeExternalName {
-		return false
+// foreign tells whether s is meant for another proxy.
+func foreign(s *corev1.Service, o Options) bool {
+	proxy, named := s.Labels[labelServiceProxyName]
+	return named && (o.ServiceProxyName == "" || proxy != o.ServiceProxyName)
+}
+
+func checkType(t corev1.ServiceType, c *complaints) {
+	switch t {
+	case "", corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer:
+	default:
+		c.add("type %q is unknown: taken for ClusterIP", t)
 	}
-	if s.Spec.ClusterIP == "" || s.Spec.ClusterIP == corev1.ClusterIPNone {
-		return false
-	}
-	proxy, other := s.Labels[labelServiceProxyName]
-	return !other || (o.ServiceProxyName != "" && proxy == o.ServiceProxyName)
 }
 
 // clusterIPs returns the valid ClusterIPs in their order, one of each family at
@@ -75,9 +105,8 @@ func clusterIPs(spec *corev1.ServiceSpec, c *complaints) []netip.Addr {
 		}
 		family := lb.FamilyOf(addr)
 		switch {
-		// Taking these over would cut the node and its pods off from themselves.
-		case addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast():
-			c.add("ClusterIP %q left out: %s", text, unusable(addr))
+		case reserved(addr) != "":
+			c.add("ClusterIP %q left out: %s", text, reserved(addr))
 		case i < len(spec.IPFamilies) && string(spec.IPFamilies[i]) != family.String():
 			c.add("ClusterIP %q left out: the family given for it is %q", text, spec.IPFamilies[i])
 		case slices.ContainsFunc(out, func(a netip.Addr) bool { return lb.FamilyOf(a) == family }):
@@ -89,20 +118,77 @@ func clusterIPs(spec *corev1.ServiceSpec, c *complaints) []netip.Addr {
 	return out
 }
 
+// loadBalancerIPs returns the valid addresses a load balancer was given that
+// nodes are to take traffic for. Link-local ones are among them: the API allows
+// them here, and only controllers write the status.
+func loadBalancerIPs(status *corev1.LoadBalancerStatus, c *complaints) []netip.Addr {
+	var texts, bad []string
+	for i := range status.Ingress {
+		ingress := &status.Ingress[i]
+		switch {
+		case ingress.IP == "": // a host name
+		case ingress.IPMode == nil || *ingress.IPMode == corev1.LoadBalancerIPModeVIP:
+			texts = append(texts, ingress.IP)
+		case *ingress.IPMode == corev1.LoadBalancerIPModeProxy: // wants to see all traffic itself
+		default:
+			bad = append(bad, fmt.Sprintf("%q (unknown ipMode %q)", ingress.IP, *ingress.IPMode))
+		}
+	}
+	out, more := addresses(texts, reserved)
+	if bad = append(bad, more...); len(bad) > 0 {
+		c.add("load-balancer IPs left out: %s", firstFew(bad))
+	}
+	return out
+}
+
+// externalIPs returns the valid ones, without those the API refuses.
+func externalIPs(spec *corev1.ServiceSpec, c *complaints) []netip.Addr {
+	var texts []string
+	for _, text := range spec.ExternalIPs {
+		if strings.TrimSpace(text) != "" { // the API lets blanks pass
+			texts = append(texts, text)
+		}
+	}
+	out, bad := addresses(texts, unusable)
+	if len(bad) > 0 {
+		c.add("external IPs left out: %s", firstFew(bad))
+	}
+	return out
+}
+
+// addresses returns the valid addresses among texts, each once, and in bad the
+// others with the reason. problem says why an address cannot be taken.
+func addresses(texts []string, problem func(netip.Addr) string) (out []netip.Addr, bad []string) {
+	for _, text := range texts {
+		addr, ok := parseAddr(text)
+		if !ok {
+			bad = append(bad, fmt.Sprintf("%q (not an IP address)", text))
+		} else if why := problem(addr); why != "" {
+			bad = append(bad, fmt.Sprintf("%q (%s)", text, why))
+		} else {
+			out = append(out, addr)
+		}
+	}
+	return distinct(out), bad
+}
+
 // servicePorts returns the valid ports in their order. No two of them share
-// protocol and number, or name and protocol.
-func servicePorts(ports []corev1.ServicePort, c *complaints) []lb.Port {
-	out := make([]lb.Port, 0, len(ports))
-	for i := range ports {
-		p := &ports[i]
+// protocol and number, name and protocol, or protocol and NodePort.
+func servicePorts(spec *corev1.ServiceSpec, c *complaints) []lb.Port {
+	out := make([]lb.Port, 0, len(spec.Ports))
+	for i := range spec.Ports {
+		p := &spec.Ports[i]
 		port, problem := parsePort(p.Name, string(p.Protocol), p.Port)
+		if problem == "" {
+			problem = clash(out, port)
+		}
 		if problem != "" {
 			c.add("port %q left out: %s", p.Name, problem)
 			continue
 		}
-		if problem := clash(out, port); problem != "" {
-			c.add("port %q left out: %s", p.Name, problem)
-			continue
+		port.NodePort, problem = nodePort(spec.Type, p.NodePort, out, port.Protocol)
+		if problem != "" {
+			c.add("nodePort %d of port %q left out: %s", p.NodePort, p.Name, problem)
 		}
 		out = append(out, port)
 	}
@@ -123,102 +209,122 @@ func clash(taken []lb.Port, p lb.Port) string {
 	return ""
 }
 
-// ConvertSlice reduces an EndpointSlice to what matters here. counts is false
-// for one that leads nowhere: it names no Service, belongs to a headless one,
-// or its addresses are not IP addresses; then only slice.Name has a meaning.
-// Whatever is invalid is left out of slice and named in warnings; all
-// addresses left out share one.
-func ConvertSlice(s *discoveryv1.EndpointSlice) (slice lb.Slice, counts bool, warnings []Warning) {
-	slice.Name = lb.Name{Namespace: s.Namespace, Name: s.Name}
-	slice.Service = s.Labels[discoveryv1.LabelServiceName]
-	_, headless := s.Labels[corev1.IsHeadlessService]
-	if slice.Service == "" || headless {
-		return slice, false, nil
+// nodePort returns number as a NodePort, 0 when there is none. problem says why
+// it cannot be one beside those taken, and is empty when it can.
+func nodePort(t corev1.ServiceType, number int32, taken []lb.Port, protocol lb.Protocol) (port uint16, problem string) {
+	switch {
+	case number == 0:
+		return 0, ""
+	case t != corev1.ServiceTypeNodePort && t != corev1.ServiceTypeLoadBalancer:
+		return 0, "only the types NodePort and LoadBalancer have one"
+	case number < 1 || number > 65535:
+		return 0, "not between 1 and 65535"
 	}
-	c := complaints{kind: kindSlice, name: slice.Name}
-	switch s.AddressType {
-	case discoveryv1.AddressTypeIPv4:
-		slice.Family = lb.IPv4
-	case discoveryv1.AddressTypeIPv6:
-		slice.Family = lb.IPv6
-	case discoveryv1.AddressTypeFQDN:
-		return slice, false, nil
+	for _, p := range taken {
+		if p.NodePort == uint16(number) && p.Protocol == protocol {
+			return 0, fmt.Sprintf("port %q already has it", p.Name)
+		}
+	}
+	return uint16(number), ""
+}
+
+func internalLocal(spec *corev1.ServiceSpec, c *complaints) bool {
+	if spec.InternalTrafficPolicy == nil {
+		return false
+	}
+	switch policy := *spec.InternalTrafficPolicy; policy {
+	case corev1.ServiceInternalTrafficPolicyLocal:
+		return true
+	case corev1.ServiceInternalTrafficPolicyCluster:
 	default:
-		c.add("slice left out: unknown addressType %q", s.AddressType)
-		return slice, false, c.warnings
+		c.add("internalTrafficPolicy %q is unknown: taken for Cluster", policy)
 	}
-	slice.Ports = slicePorts(s.Ports, &c)
-	slice.Endpoints = endpoints(s.Endpoints, slice.Family, &c)
-	return slice, true, c.warnings
+	return false
 }
 
-// slicePorts returns the valid ports in their order. A port without a name or
-// number is a legal way to say nothing.
-func slicePorts(ports []discoveryv1.EndpointPort, c *complaints) []lb.SlicePort {
-	out := make([]lb.SlicePort, 0, len(ports))
-	for i := range ports {
-		p := &ports[i]
-		if p.Name == nil || p.Port == nil || *p.Port == 0 {
-			continue
-		}
-		protocol := ""
-		if p.Protocol != nil {
-			protocol = string(*p.Protocol)
-		}
-		port, problem := parsePort(*p.Name, protocol, *p.Port)
-		if problem != "" {
-			c.add("port %q left out: %s", *p.Name, problem)
-			continue
-		}
-		out = append(out, lb.SlicePort(port))
+// externalLocal tells whether outside clients get the endpoints of their node
+// only. A Service nobody outside can dial has no such policy, whatever it says.
+func externalLocal(spec *corev1.ServiceSpec, c *complaints) bool {
+	switch spec.ExternalTrafficPolicy {
+	case corev1.ServiceExternalTrafficPolicyLocal:
+	case "", corev1.ServiceExternalTrafficPolicyCluster:
+		return false
+	default:
+		c.add("externalTrafficPolicy %q is unknown: taken for Cluster", spec.ExternalTrafficPolicy)
+		return false
 	}
-	return out
+	switch spec.Type {
+	case corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeNodePort:
+		return true
+	case corev1.ServiceTypeClusterIP:
+		return len(spec.ExternalIPs) > 0
+	default:
+		return false
+	}
 }
 
-// endpoints returns the endpoints whose first address is a usable one of the
-// family. The API calls all addresses of an endpoint interchangeable; the first
-// is the one that counts.
-func endpoints(in []discoveryv1.Endpoint, family lb.Family, c *complaints) []lb.Endpoint {
-	out := make([]lb.Endpoint, 0, len(in))
+// affinity returns how long a client keeps its backend, 0 for not at all.
+func affinity(spec *corev1.ServiceSpec, c *complaints) uint32 {
+	switch spec.SessionAffinity {
+	case corev1.ServiceAffinityClientIP:
+	case "", corev1.ServiceAffinityNone:
+		return 0
+	default:
+		c.add("sessionAffinity %q is unknown: taken for None", spec.SessionAffinity)
+		return 0
+	}
+	timeout := corev1.DefaultClientIPServiceAffinitySeconds
+	if config := spec.SessionAffinityConfig; config != nil && config.ClientIP != nil && config.ClientIP.TimeoutSeconds != nil {
+		timeout = *config.ClientIP.TimeoutSeconds
+	}
+	switch {
+	case timeout < 1:
+		c.add("session affinity timeout of %d s is not above 0: taken for %d s", timeout, corev1.DefaultClientIPServiceAffinitySeconds)
+		return uint32(corev1.DefaultClientIPServiceAffinitySeconds)
+	case timeout > maxAffinity:
+		c.add("session affinity timeout of %d s is too long: taken for %d s", timeout, maxAffinity)
+		return maxAffinity
+	}
+	return uint32(timeout)
+}
+
+// sources returns the valid source ranges, masked, each once.
+func sources(texts []string, c *complaints) []netip.Prefix {
+	var out []netip.Prefix
 	var bad []string
-	for i := range in {
-		e := &in[i]
-		if len(e.Addresses) == 0 {
-			bad = append(bad, "an endpoint without address")
+	for _, text := range texts {
+		text = strings.TrimSpace(text) // the API lets blanks pass
+		if text == "" {
 			continue
 		}
-		addr, problem := endpointAddr(e.Addresses[0], family)
-		if problem != "" {
-			bad = append(bad, fmt.Sprintf("%q (%s)", e.Addresses[0], problem))
+		prefix, ok := parsePrefix(text)
+		if !ok {
+			bad = append(bad, fmt.Sprintf("%q", text))
 			continue
 		}
-		out = append(out, lb.Endpoint{
-			Addr:        addr,
-			Ready:       isTrue(e.Conditions.Ready, true),
-			Serving:     isTrue(e.Conditions.Serving, true),
-			Terminating: isTrue(e.Conditions.Terminating, false),
-		})
+		out = append(out, prefix)
 	}
-	if len(bad) > 0 {
-		c.add("endpoints left out: %s", firstFew(bad))
+	switch {
+	case len(bad) > 0 && len(out) == 0:
+		c.add("loadBalancerSourceRanges that are no CIDRs left out: %s; none is left, so every source may connect", firstFew(bad))
+	case len(bad) > 0:
+		c.add("loadBalancerSourceRanges that are no CIDRs left out: %s", firstFew(bad))
 	}
-	return out
+	return distinct(out)
 }
 
-// endpointAddr reads an endpoint's address. problem says why it cannot be used
-// and is empty when it can.
-func endpointAddr(text string, family lb.Family) (addr netip.Addr, problem string) {
-	addr, ok := parseAddr(text)
-	if !ok {
-		return addr, "not an IP address"
+// healthCheckNodePort returns the port of a Service that should have one.
+func healthCheckNodePort(spec *corev1.ServiceSpec, c *complaints) uint16 {
+	switch port := spec.HealthCheckNodePort; {
+	case port == 0:
+		c.add("healthCheckNodePort is missing: load balancers cannot ask which nodes have endpoints")
+		return 0
+	case port < 1 || port > 65535:
+		c.add("healthCheckNodePort %d left out: not between 1 and 65535", port)
+		return 0
+	default:
+		return uint16(port)
 	}
-	if problem := unusable(addr); problem != "" {
-		return addr, problem
-	}
-	if lb.FamilyOf(addr) != family {
-		return addr, "not " + family.String()
-	}
-	return addr, ""
 }
 
 // parsePort checks one port of either kind of object. problem says what is
@@ -236,36 +342,6 @@ func parsePort(name, protocol string, number int32) (port lb.Port, problem strin
 	return lb.Port{Name: name, Protocol: p, Number: uint16(number)}, ""
 }
 
-// parseAddr reads an address as Kubernetes does: leading zeros are decimal
-// (netip refuses them) and ::ffff:a.b.c.d is IPv4.
-func parseAddr(text string) (addr netip.Addr, ok bool) {
-	addr, ok = netip.AddrFromSlice(netutils.ParseIPSloppy(text))
-	return addr.Unmap(), ok
-}
-
-// unusable says why no endpoint can have this address; it is empty when one can.
-func unusable(a netip.Addr) string {
-	switch {
-	case a.IsUnspecified():
-		return "unspecified address"
-	case a.IsLoopback():
-		return "loopback address"
-	case a.IsLinkLocalUnicast():
-		return "link-local address"
-	case a.IsMulticast():
-		return "multicast address"
-	default:
-		return ""
-	}
-}
-
-func isTrue(condition *bool, unset bool) bool {
-	if condition == nil {
-		return unset
-	}
-	return *condition
-}
-
 // firstFew joins the first items of a list that may be long.
 func firstFew(items []string) string {
 	const few = 3
@@ -277,20 +353,26 @@ func firstFew(items []string) string {
 
 // Kinds of API objects.
 const (
-	kindService = "Service"
-	kindSlice   = "EndpointSlice"
+	kindService     = "Service"
+	kindSlice       = "EndpointSlice"
+	kindNode        = "Node"
+	kindServiceCIDR = "ServiceCIDR"
 )
+
+// title names an object: "Service ns/name", "Node name".
+func title(kind string, n lb.Name) string {
+	if n.Namespace == "" {
+		return kind + " " + n.Name
+	}
+	return kind + " " + n.String()
+}
 
 // complaints collects the warnings about one object.
 type complaints struct {
-	kind     string
-	name     lb.Name
+	object   string
 	warnings []Warning
 }
 
 func (c *complaints) add(format string, args ...any) {
-	c.warnings = append(c.warnings, Warning{
-		Object: c.kind + " " + c.name.String(),
-		Text:   fmt.Sprintf(format, args...),
-	})
+	c.warnings = append(c.warnings, Warning{Object: c.object, Text: fmt.Sprintf(format, args...)})
 }

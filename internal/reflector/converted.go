@@ -5,18 +5,23 @@ package reflector
 
 import (
 	"context"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/fairlead-lb/fairlead/internal/lb"
 )
 
 // converted is all that is kept of an API object.
 type converted struct {
-	kind     string // kindService or kindSlice
-	name     lb.Name
-	event    Event // what to say when the object is new or has changed
+	kind string // one of the kind constants
+	name lb.Name
+	// event is what to say when the object is new or has changed, nil when that
+	// is nobody's business; of a ServiceCIDR it is what to say if there were no
+	// other.
+	event    Event
 	warnings []Warning
 }
 
@@ -39,33 +44,40 @@ func convertService(s *corev1.Service, o Options) converted {
 
 func convertSlice(s *discoveryv1.EndpointSlice) converted {
 	slice, counts, warnings := ConvertSlice(s)
-	c := converted{kind: kindSlice, name: slice.Name, event: SliceGone{slice.Name}, warnings: warnings}
+	c := converted{kind: kindSlice, name: slice.Name, event: sliceGone(slice), warnings: warnings}
 	if counts {
-		c.event = SliceSet{slice}
+		c.event = SliceSet{slice, trigger(s)}
 	}
 	return c
 }
 
-// services returns the complete list of the Services among objects.
-func services(objects []converted) ServicesReplaced {
-	list := make([]lb.Service, 0, len(objects))
-	for _, o := range objects {
-		if e, ok := o.event.(ServiceSet); ok {
-			list = append(list, e.Service)
-		}
+func sliceGone(s lb.Slice) SliceGone { return SliceGone{s.Name, s.Service, s.Family} }
+
+// trigger returns when something happened that changed s, zero when s does not
+// say.
+func trigger(s *discoveryv1.EndpointSlice) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, s.Annotations[corev1.EndpointsLastChangeTriggerTime])
+	if err != nil {
+		return time.Time{}
 	}
-	return ServicesReplaced{list}
+	return t
 }
 
-// endpointSlices returns the complete list of the slices among objects.
-func endpointSlices(objects []converted) SlicesReplaced {
-	list := make([]lb.Slice, 0, len(objects))
-	for _, o := range objects {
-		if e, ok := o.event.(SliceSet); ok {
-			list = append(list, e.Slice)
-		}
+// convertNode converts our Node. About any other there is nothing to say.
+func convertNode(n *corev1.Node, o Options) converted {
+	c := converted{kind: kindNode, name: lb.Name{Name: n.Name}}
+	if n.Name == o.NodeName {
+		node, warnings := ConvertNode(n)
+		c.event, c.warnings = NodeSet{node}, warnings
 	}
-	return SlicesReplaced{list}
+	return c
+}
+
+func convertServiceCIDR(s *networkingv1.ServiceCIDR) converted {
+	prefixes, warnings := ConvertServiceCIDR(s)
+	return converted{
+		kind: kindServiceCIDR, name: lb.Name{Name: s.Name}, event: ServiceCIDRsReplaced{prefixes}, warnings: warnings,
+	}
 }
 
 // send sends what there is to say; it stops early and returns false when ctx

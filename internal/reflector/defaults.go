@@ -28,6 +28,9 @@ func defaultService(s *corev1.Service) {
 		}
 	}
 	defaultPolicies(spec)
+	if spec.Type == corev1.ServiceTypeLoadBalancer {
+		defaultLoadBalancer(s)
+	}
 }
 
 // defaultClusterIPs makes clusterIP and clusterIPs say the same and names the
@@ -69,6 +72,17 @@ func defaultPolicies(spec *corev1.ServiceSpec) {
 	}
 	if spec.SessionAffinityConfig.ClientIP.TimeoutSeconds == nil {
 		spec.SessionAffinityConfig.ClientIP.TimeoutSeconds = new(corev1.DefaultClientIPServiceAffinitySeconds)
+	}
+}
+
+func defaultLoadBalancer(s *corev1.Service) {
+	if s.Spec.AllocateLoadBalancerNodePorts == nil {
+		s.Spec.AllocateLoadBalancerNodePorts = new(true)
+	}
+	for i := range s.Status.LoadBalancer.Ingress {
+		if ingress := &s.Status.LoadBalancer.Ingress[i]; ingress.IP != "" && ingress.IPMode == nil {
+			ingress.IPMode = new(corev1.LoadBalancerIPModeVIP)
+		}
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"go.uber.org/zap"
 
+	"github.com/fairlead-lb/fairlead/internal/lb"
 	"github.com/fairlead-lb/fairlead/internal/logfield"
 )
 
@@ -47,9 +48,11 @@ type files struct {
 	read     map[string]version // by file name
 	services ServicesReplaced   // as sent last
 	slices   SlicesReplaced     // as sent last
-	said     []Warning          // warnings that were sent and are still true
-	synced   bool               // something was sent
-	troubled bool               // the directory could not be read when last tried
+	node     nodeDigest
+	cidrs    *cidrDigest
+	said     []Warning // warnings that were sent and are still true
+	synced   bool      // something was sent
+	troubled bool      // the directory could not be read when last tried
 }
 
 // version is what a file contained when it was read last.
@@ -58,10 +61,11 @@ type version struct {
 	manifest manifest
 }
 
-// NewFile returns a source that reads the Services and EndpointSlices in the
-// files *.yaml, *.yml and *.json of a directory (not of those below it) and
-// reads them again when they change. Each time it sends all there is. It
-// applies the API's defaults; objects of other kinds are passed over.
+// NewFile returns a source that reads the Services, EndpointSlices, ServiceCIDRs
+// and our own Node in the files *.yaml, *.yml and *.json of a directory (not of
+// those below it) and reads them again when they change. Each time it sends all
+// there is of what has changed. It applies the API's defaults; other objects are
+// passed over.
 //
 // The error says in one line why dir cannot be used.
 func NewFile(dir string, o Options, log *zap.Logger) (Source, error) {
@@ -74,7 +78,7 @@ func NewFile(dir string, o Options, log *zap.Logger) (Source, error) {
 	case !info.IsDir():
 		return nil, fmt.Errorf("%s is not a directory (--source file:DIR wants the directory that holds the manifests)", dir)
 	}
-	return &files{dir: dir, options: o, log: log, read: map[string]version{}}, nil
+	return &files{dir: dir, options: o, log: log, read: map[string]version{}, cidrs: newCIDRDigest()}, nil
 }
 
 // Run implements Source. It returns an error when the directory cannot be
@@ -257,7 +261,7 @@ func (f *files) readFile(name string) (v version, ok bool) {
 	m.keep(before.manifest)
 	f.log.Debug("file read", logfield.File(path), logfield.Count(len(m.objects)))
 	for _, o := range m.passedOver {
-		f.log.Debug("object of another kind passed over", logfield.File(path), logfield.Object(o))
+		f.log.Debug("object passed over", logfield.File(path), logfield.Object(o))
 	}
 	return version{sum, m}, true
 }
@@ -286,12 +290,19 @@ func (f *files) sendNew(ctx context.Context, events chan<- Event, names []string
 	objects, warnings := merge(manifests)
 	news := unsaid(f.said, warnings)
 	f.said = warnings
-	all, allSlices := services(objects), endpointSlices(objects)
+	// First, so that whoever waits for the lists has heard them.
+	send(ctx, events, news...)
+	all := ServicesReplaced{setIn(objects, func(e ServiceSet) lb.Service { return e.Service })}
+	allSlices := SlicesReplaced{Slices: setIn(objects, func(e SliceSet) lb.Slice { return e.Slice })}
 	if !f.synced || !reflect.DeepEqual(all, f.services) || !reflect.DeepEqual(allSlices, f.slices) {
 		f.services, f.slices, f.synced = all, allSlices, true
 		send[Event](ctx, events, all, allSlices)
 	}
-	send(ctx, events, news...)
+	for _, e := range []Event{f.node.replaced(objects), f.cidrs.replaced(objects)} {
+		if e != nil {
+			send(ctx, events, e)
+		}
+	}
 }
 
 // merge puts together what several files say. When two give the same object,
@@ -304,7 +315,7 @@ func merge(manifests []manifest) (objects []converted, warnings []Warning) {
 			if path, taken := first[o.identity()]; taken {
 				warnings = append(warnings, Warning{
 					Object: m.path,
-					Text:   fmt.Sprintf("%s %s left out: already in %s", o.kind, o.name, path),
+					Text:   fmt.Sprintf("%s left out: already in %s", title(o.kind, o.name), path),
 				})
 				continue
 			}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,8 @@ import (
 	"go.uber.org/zap/zaptest"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
 )
 
 const shopManifest = `# A Deployment next to its Service must not matter.
@@ -84,6 +87,13 @@ func (h *heard) next() Event {
 	}
 }
 
+// first expects the first events of a source of files without Node and
+// ServiceCIDRs.
+func (h *heard) first(services, slices string) {
+	h.t.Helper()
+	h.expect(services, slices, "no node", "cidrs:")
+}
+
 // expect reads as many events as want has and compares their summaries.
 func (h *heard) expect(want ...string) {
 	h.t.Helper()
@@ -106,19 +116,30 @@ func summary(e Event) string {
 		}
 		return text
 	case SlicesReplaced:
+		list := slices.SortedFunc(slices.Values(e.Slices), func(a, b lb.Slice) int { return a.Name.Compare(b.Name) })
 		text := "slices:"
-		for _, s := range e.Slices {
-			text += fmt.Sprintf(" %s(%d)", s.Name, len(s.Endpoints))
+		for _, s := range list {
+			text += fmt.Sprintf(" %s(%d)%s", s.Name, len(s.Endpoints), at(e.Triggers[s.Name]))
 		}
 		return text
 	case ServiceSet:
 		return fmt.Sprintf("set %s=%s", e.Service.Name, e.Service.ClusterIPs[0])
 	case SliceSet:
-		return fmt.Sprintf("set %s(%d)", e.Slice.Name, len(e.Slice.Endpoints))
+		return fmt.Sprintf("set %s(%d)%s", e.Slice.Name, len(e.Slice.Endpoints), at(e.Trigger))
 	case ServiceGone:
 		return "gone " + e.Name.String()
 	case SliceGone:
 		return "gone slice " + e.Name.String()
+	case NodeSet:
+		return fmt.Sprintf("node zone=%s %v eligible=%v", e.Node.Zone, e.Node.Addresses, e.Node.Eligible)
+	case NodeGone:
+		return "no node"
+	case ServiceCIDRsReplaced:
+		text := "cidrs:"
+		for _, p := range e.Prefixes {
+			text += " " + p.String()
+		}
+		return text
 	case Warning:
 		return "warning: " + filepath.Base(e.Object) + ": " + e.Text
 	default:
@@ -126,9 +147,17 @@ func summary(e Event) string {
 	}
 }
 
+// at is a trigger as an annotation has it, empty for none.
+func at(trigger time.Time) string {
+	if trigger.IsZero() {
+		return ""
+	}
+	return "@" + trigger.Format(time.RFC3339Nano)
+}
+
 func startFiles(t *testing.T, dir string) *heard {
 	t.Helper()
-	source, err := NewFile(dir, Options{}, zaptest.NewLogger(t))
+	source, err := NewFile(dir, Options{NodeName: "n1"}, zaptest.NewLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +180,7 @@ func TestFilesAreReadAgainWhenTheyChange(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "shop.yaml", shopManifest)
 	h := startFiles(t, dir)
-	h.expect("services: shop/web=10.0.0.1", "slices: shop/web-1(1)")
+	h.first("services: shop/web=10.0.0.1", "slices: shop/web-1(1)")
 
 	write(t, dir, "more.yml", serviceYAML("more", "10.0.0.2"))
 	h.expect("services: default/more=10.0.0.2 shop/web=10.0.0.1", "slices: shop/web-1(1)")
@@ -169,14 +198,14 @@ func TestFilesAreReadAgainWhenTheyChange(t *testing.T) {
 }
 
 func TestAnEmptyDirectoryIsSynced(t *testing.T) {
-	startFiles(t, t.TempDir()).expect("services:", "slices:")
+	startFiles(t, t.TempDir()).first("services:", "slices:")
 }
 
 func TestNothingIsSentWhenNothingChanged(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "a.yaml", serviceYAML("a", "10.0.0.1"))
 	h := startFiles(t, dir)
-	h.expect("services: default/a=10.0.0.1", "slices:")
+	h.first("services: default/a=10.0.0.1", "slices:")
 
 	write(t, dir, "a.yaml", "# a comment\n"+serviceYAML("a", "10.0.0.1"))
 	write(t, dir, "readme.txt", serviceYAML("b", "10.0.0.2"))
@@ -218,7 +247,7 @@ func TestConfigMapVolumesAreFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := startFiles(t, dir)
-	h.expect("services: default/a=10.0.0.1", "slices:")
+	h.first("services: default/a=10.0.0.1", "slices:")
 	publish("..2024_2", serviceYAML("a", "10.0.0.2"))
 	h.expect("services: default/a=10.0.0.2", "slices:")
 }
@@ -236,7 +265,7 @@ func TestADirectoryBehindASymlinkMayBeSwapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := startFiles(t, current)
-	h.expect("services: default/a=10.0.0.1", "slices:")
+	h.first("services: default/a=10.0.0.1", "slices:")
 	if err := os.Symlink("2", current+".tmp"); err != nil {
 		t.Fatal(err)
 	}
@@ -251,14 +280,14 @@ func TestABrokenFileDeletesNothing(t *testing.T) {
 	both := serviceYAML("a", "10.0.0.1") + "---\n" + serviceYAML("b", "10.0.0.2")
 	write(t, dir, "both.yaml", both)
 	h := startFiles(t, dir)
-	h.expect("services: default/a=10.0.0.1 default/b=10.0.0.2", "slices:")
+	h.first("services: default/a=10.0.0.1 default/b=10.0.0.2", "slices:")
 
 	// b is cut off and a has changed: the change counts, b is kept.
 	write(t, dir, "both.yaml", serviceYAML("a", "10.0.0.9")+"---\napiVersion: v1\nkind: Service\nmetadata: {na")
-	h.expect("services: default/a=10.0.0.9 default/b=10.0.0.2", "slices:")
 	if got, want := summary(h.next()), "warning: both.yaml: document 2: left out: "; !strings.HasPrefix(got, want) {
 		t.Fatalf("event = %q, want %q…", got, want)
 	}
+	h.expect("services: default/a=10.0.0.9 default/b=10.0.0.2", "slices:")
 
 	write(t, dir, "both.yaml", serviceYAML("a", "10.0.0.9"))
 	h.expect("services: default/a=10.0.0.9", "slices:")
@@ -271,7 +300,7 @@ func TestADirectoryThatDisappearsIsServedOn(t *testing.T) {
 	}
 	write(t, dir, "a.yaml", serviceYAML("a", "10.0.0.1"))
 	h := startFiles(t, dir)
-	h.expect("services: default/a=10.0.0.1", "slices:")
+	h.first("services: default/a=10.0.0.1", "slices:")
 
 	if err := os.Rename(dir, dir+".away"); err != nil {
 		t.Fatal(err)
@@ -312,8 +341,8 @@ func TestTheSameObjectInTwoFiles(t *testing.T) {
 	write(t, dir, "1.yaml", serviceYAML("a", "10.0.0.1"))
 	write(t, dir, "2.yaml", serviceYAML("a", "10.0.0.2"))
 	h := startFiles(t, dir)
-	h.expect("services: default/a=10.0.0.1", "slices:",
-		"warning: 2.yaml: Service default/a left out: already in "+filepath.Join(dir, "1.yaml"))
+	h.expect("warning: 2.yaml: Service default/a left out: already in " + filepath.Join(dir, "1.yaml"))
+	h.first("services: default/a=10.0.0.1", "slices:")
 	if err := os.Remove(filepath.Join(dir, "1.yaml")); err != nil {
 		t.Fatal(err)
 	}
@@ -328,5 +357,43 @@ func TestWhatIsNotAFileIsPassedOver(t *testing.T) {
 	if err := os.Symlink("nowhere", filepath.Join(dir, "dangling.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	startFiles(t, dir).expect("services:", "slices:")
+	startFiles(t, dir).first("services:", "slices:")
+}
+
+const nodeManifest = `apiVersion: v1
+kind: Node
+metadata: {name: n1, labels: {topology.kubernetes.io/zone: z1}}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n2}
+---
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: kubernetes}
+spec: {cidrs: [10.96.0.0/12, "fd00::/112"]}
+---
+apiVersion: networking.k8s.io/v1beta1
+kind: ServiceCIDR
+metadata: {name: more}
+spec: {cidrs: [10.0.0.0/16]}
+`
+
+func TestFilesMayGiveOurNodeAndServiceCIDRs(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "node.yaml", nodeManifest)
+	h := startFiles(t, dir)
+	h.expect("services:", "slices:", "node zone=z1 [192.0.2.1] eligible=true", "cidrs: 10.0.0.0/16 10.96.0.0/12 fd00::/112")
+
+	write(t, dir, "node.yaml", strings.Replace(nodeManifest, "z1", "z2", 1))
+	h.expect("node zone=z2 [192.0.2.1] eligible=true")
+	write(t, dir, "shop.yaml", shopManifest)
+	h.expect("services: shop/web=10.0.0.1", "slices: shop/web-1(1)")
+	write(t, dir, "node.yaml", strings.Replace(nodeManifest, "n1", "n3", 1))
+	h.expect("no node")
+	if err := os.Remove(filepath.Join(dir, "node.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	h.expect("cidrs:")
 }

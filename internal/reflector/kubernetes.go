@@ -11,7 +11,9 @@ import (
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
@@ -26,6 +28,10 @@ import (
 // is away. client-go's own bound of 30 s would leave a node with old endpoints
 // for up to a minute after a control plane came back.
 const retryAtLeastEvery = 10 * time.Second
+
+// askAgain is how long to wait before asking again for an optional resource
+// that the server does not have or keeps from us.
+const askAgain = 10 * time.Minute
 
 // KubernetesOptions configure a source that watches an API server.
 type KubernetesOptions struct {
@@ -46,20 +52,23 @@ type kubernetes struct {
 	options   KubernetesOptions
 	server    server
 	resources []resource
+	askAgain  time.Duration // the constant, but in tests
 }
 
 // resource is one kind of objects that is listed and watched.
 type resource struct {
-	name     string // plural, with the API group when it has one
-	example  runtime.Object
-	client   *cache.ListWatch
-	complete func([]converted) Event
-	gone     func(lb.Name) Event
+	name    string // plural, with the API group when it has one
+	example runtime.Object
+	client  *cache.ListWatch
+	digest  digest
+	// optional allows a server not to have this resource, or to keep it from us.
+	optional bool
 }
 
-// NewKubernetes returns a source that watches the Services and EndpointSlices
-// of an API server. It only reads the configuration; the server is met by Run.
-// The error says in one line what is wrong with the configuration.
+// NewKubernetes returns a source that watches the Services, EndpointSlices and
+// ServiceCIDRs of an API server, and our own Node. It only reads the
+// configuration; the server is met by Run. The error says in one line what is
+// wrong with the configuration.
 func NewKubernetes(o KubernetesOptions) (Source, error) {
 	server, err := newServer(o)
 	if err != nil {
@@ -74,30 +83,53 @@ func NewKubernetes(o KubernetesOptions) (Source, error) {
 
 // watching returns a source that watches server.
 func watching(server server, o KubernetesOptions) (*kubernetes, error) {
-	core, discovery, err := server.clients()
+	client, err := server.clients(corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme)
 	if err != nil {
 		return nil, err
 	}
-	return &kubernetes{options: o, server: server, resources: []resource{{
-		name:     "services",
-		example:  &corev1.Service{},
-		client:   listWatch(core, "services", ""),
-		complete: func(all []converted) Event { return services(all) },
-		gone:     func(n lb.Name) Event { return ServiceGone{n} },
+	core, err := client(corev1.SchemeGroupVersion)
+	if err != nil {
+		return nil, err
+	}
+	discovery, err := client(discoveryv1.SchemeGroupVersion)
+	if err != nil {
+		return nil, err
+	}
+	networking, err := client(networkingv1.SchemeGroupVersion)
+	if err != nil {
+		return nil, err
+	}
+	noHeadless := metav1.ListOptions{LabelSelector: "!" + corev1.IsHeadlessService}
+	ourNode := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", o.NodeName).String()}
+	return &kubernetes{options: o, server: server, askAgain: askAgain, resources: []resource{{
+		name:    "services",
+		example: &corev1.Service{},
+		client:  listWatch(core, "services", metav1.ListOptions{}),
+		digest:  serviceDigest{},
 	}, {
-		name:     "endpointslices.discovery.k8s.io",
-		example:  &discoveryv1.EndpointSlice{},
-		client:   listWatch(discovery, "endpointslices", "!"+corev1.IsHeadlessService),
-		complete: func(all []converted) Event { return endpointSlices(all) },
-		gone:     func(n lb.Name) Event { return SliceGone{n} },
+		name:    "endpointslices.discovery.k8s.io",
+		example: &discoveryv1.EndpointSlice{},
+		client:  listWatch(discovery, "endpointslices", noHeadless),
+		digest:  newSliceDigest(time.Now()),
+	}, {
+		name:    "nodes",
+		example: &corev1.Node{},
+		client:  listWatch(core, "nodes", ourNode),
+		digest:  &nodeDigest{},
+	}, {
+		name:     "servicecidrs.networking.k8s.io",
+		example:  &networkingv1.ServiceCIDR{},
+		client:   listWatch(networking, "servicecidrs", metav1.ListOptions{}),
+		digest:   newCIDRDigest(),
+		optional: true,
 	}}}, nil
 }
 
-// listWatch lists and watches what matches the label selector in all
-// namespaces.
-func listWatch(client rest.Interface, resource, selector string) *cache.ListWatch {
-	return cache.NewFilteredListWatchFromClient(client, resource, metav1.NamespaceAll,
-		func(o *metav1.ListOptions) { o.LabelSelector = selector })
+// listWatch lists and watches what matches the selectors in all namespaces.
+func listWatch(client rest.Interface, resource string, selectors metav1.ListOptions) *cache.ListWatch {
+	return cache.NewFilteredListWatchFromClient(client, resource, metav1.NamespaceAll, func(o *metav1.ListOptions) {
+		o.LabelSelector, o.FieldSelector = selectors.LabelSelector, selectors.FieldSelector
+	})
 }
 
 // Run implements Source. It returns an error when the server cannot be reached
@@ -114,7 +146,11 @@ func (k *kubernetes) Run(ctx context.Context, events chan<- Event) error {
 	ctx = klog.NewContext(ctx, logrLogger(quiet(k.options.Log)))
 	var running sync.WaitGroup
 	for _, r := range k.resources {
-		running.Go(func() { k.reflect(ctx, r, events) })
+		running.Go(func() {
+			if !r.optional || k.await(ctx, r, events) {
+				k.reflect(ctx, r, events)
+			}
+		})
 	}
 	running.Wait()
 	return nil
@@ -131,8 +167,7 @@ func (k *kubernetes) reflect(ctx context.Context, r resource, events chan<- Even
 		ctx:     ctx,
 		events:  events,
 		options: k.options.Options,
-		list:    r.complete,
-		gone:    r.gone,
+		digest:  r.digest,
 		said:    map[lb.Name][]Warning{},
 	}
 	logger := klog.FromContext(ctx)

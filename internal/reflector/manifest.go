@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	kjson "sigs.k8s.io/json"
@@ -31,13 +32,14 @@ type manifest struct {
 	// broken tells that some document could not be read, so that an object
 	// which is missing may only be missing for now.
 	broken bool
-	// passedOver names the documents of other kinds.
+	// passedOver names the documents of other kinds, and Nodes that are not ours.
 	passedOver []string
 }
 
-// parseManifest reads every Service and EndpointSlice in a file of YAML or JSON
-// documents, those inside a List too. Documents of other kinds are passed over.
-// A document that cannot be read costs a warning, and nothing but itself.
+// parseManifest reads every Service, EndpointSlice and ServiceCIDR and our own
+// Node in a file of YAML or JSON documents, those inside a List too. Other
+// documents are passed over. A document that cannot be read costs a warning, and
+// nothing but itself.
 func parseManifest(path string, data []byte, o Options) manifest {
 	m := manifest{path: path}
 	cut, toJSON := splitYAML, yaml.YAMLToJSON
@@ -123,6 +125,10 @@ func (m *manifest) document(place string, text []byte, o Options) {
 		m.service(place, text, o)
 	case kind == "discovery.k8s.io/v1 EndpointSlice":
 		m.slice(place, text)
+	case kind == "v1 Node":
+		m.node(place, text, o)
+	case kind == "networking.k8s.io/v1 ServiceCIDR", kind == "networking.k8s.io/v1beta1 ServiceCIDR":
+		m.serviceCIDR(place, text)
 	case head.APIVersion == "" || head.Kind == "":
 		m.unreadable(place, "", errors.New("apiVersion or kind is missing"))
 	default:
@@ -145,7 +151,7 @@ func (m *manifest) list(place string, text []byte, o Options) {
 
 func (m *manifest) service(place string, text []byte, o Options) {
 	name := nameIn(text)
-	about := kindService + " " + name.String()
+	about := title(kindService, name)
 	// The name of a Service becomes a DNS label.
 	if err := checkName(name, validation.IsDNS1123Label); err != nil {
 		m.unreadable(place, about, err)
@@ -168,7 +174,7 @@ func (m *manifest) service(place string, text []byte, o Options) {
 
 func (m *manifest) slice(place string, text []byte) {
 	name := nameIn(text)
-	about := kindSlice + " " + name.String()
+	about := title(kindSlice, name)
 	if err := checkName(name, validation.IsDNS1123Subdomain); err != nil {
 		m.unreadable(place, about, err)
 		return
@@ -179,6 +185,37 @@ func (m *manifest) slice(place string, text []byte) {
 	}
 	defaultSlice(&s)
 	m.objects = append(m.objects, convertSlice(&s))
+}
+
+func (m *manifest) node(place string, text []byte, o Options) {
+	name := lb.Name{Name: nameIn(text).Name}
+	if name.Name != o.NodeName {
+		m.passedOver = append(m.passedOver, place+": "+title(kindNode, name))
+		return
+	}
+	about := title(kindNode, name)
+	if err := checkName(name, validation.IsDNS1123Subdomain); err != nil {
+		m.unreadable(place, about, err)
+		return
+	}
+	var n corev1.Node
+	if m.decode(place, about, text, &n) {
+		m.objects = append(m.objects, convertNode(&n, o))
+	}
+}
+
+// serviceCIDR takes v1beta1, which has the same fields, for v1.
+func (m *manifest) serviceCIDR(place string, text []byte) {
+	name := lb.Name{Name: nameIn(text).Name}
+	about := title(kindServiceCIDR, name)
+	if err := checkName(name, validation.IsDNS1123Subdomain); err != nil {
+		m.unreadable(place, about, err)
+		return
+	}
+	var s networkingv1.ServiceCIDR
+	if m.decode(place, about, text, &s) {
+		m.objects = append(m.objects, convertServiceCIDR(&s))
+	}
 }
 
 // nameIn returns the name of an object, as far as it can be read.
@@ -226,7 +263,7 @@ func (m *manifest) warn(place, about, text string) {
 }
 
 // checkName applies the API's rules for names, which the tables of the datapath
-// rely on.
+// rely on. Objects of some kinds have no namespace.
 func checkName(n lb.Name, valid func(string) []string) error {
 	if n.Name == "" {
 		return errors.New("metadata.name is missing")
@@ -234,7 +271,7 @@ func checkName(n lb.Name, valid func(string) []string) error {
 	if problems := valid(n.Name); len(problems) > 0 {
 		return fmt.Errorf("metadata.name %q is invalid: %s", n.Name, strings.Join(problems, "; "))
 	}
-	if problems := validation.IsDNS1123Label(n.Namespace); len(problems) > 0 {
+	if problems := validation.IsDNS1123Label(n.Namespace); n.Namespace != "" && len(problems) > 0 {
 		return fmt.Errorf("metadata.namespace %q is invalid: %s", n.Namespace, strings.Join(problems, "; "))
 	}
 	return nil

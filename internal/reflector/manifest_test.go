@@ -22,7 +22,7 @@ func TestManifestDefaults(t *testing.T) {
 			ClusterIPs: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
 			Ports:      []lb.Port{{Protocol: lb.TCP, Number: 80}},
 		}},
-		SliceSet{lb.Slice{
+		SliceSet{Slice: lb.Slice{
 			Name:      lb.Name{Namespace: "shop", Name: "web-1"},
 			Service:   "web",
 			Family:    lb.IPv4,
@@ -70,6 +70,86 @@ func TestServiceDefaults(t *testing.T) {
 	}
 	if s.Namespace != "default" {
 		t.Errorf("namespace = %q, want default", s.Namespace)
+	}
+}
+
+func TestLoadBalancerDefaults(t *testing.T) {
+	s := corev1.Service{
+		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer},
+		Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{
+			{IP: "192.0.2.1"}, {Hostname: "lb.example.com"},
+		}}},
+	}
+	defaultService(&s)
+	want := []corev1.LoadBalancerIngress{
+		{IP: "192.0.2.1", IPMode: new(corev1.LoadBalancerIPModeVIP)}, {Hostname: "lb.example.com"},
+	}
+	if diff := cmp.Diff(want, s.Status.LoadBalancer.Ingress); diff != "" {
+		t.Errorf("ingress (-want +got):\n%s", diff)
+	}
+	if allocate := s.Spec.AllocateLoadBalancerNodePorts; allocate == nil || !*allocate {
+		t.Errorf("allocateLoadBalancerNodePorts = %v, want true", allocate)
+	}
+}
+
+func TestManifestsMayHoldEveryField(t *testing.T) {
+	text := `apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  type: LoadBalancer
+  clusterIPs: [10.0.0.1, "fd00::1"]
+  externalIPs: [198.51.100.1]
+  externalTrafficPolicy: Local
+  internalTrafficPolicy: Local
+  healthCheckNodePort: 31000
+  sessionAffinity: ClientIP
+  loadBalancerSourceRanges: [192.0.2.0/24]
+  ports: [{port: 80, nodePort: 30080}]
+status: {loadBalancer: {ingress: [{ip: 203.0.113.1}, {ip: 203.0.113.2, ipMode: Proxy}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.1.0.1], nodeName: n1, hints: {forNodes: [{name: n1}], forZones: [{name: z1}, {name: z2}]}}]
+`
+	m := parseManifest("shop.yaml", []byte(text), Options{})
+	want := []Event{
+		ServiceSet{lb.Service{
+			Name:                webName,
+			ClusterIPs:          []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
+			LoadBalancerIPs:     []netip.Addr{netip.MustParseAddr("203.0.113.1")},
+			ExternalIPs:         []netip.Addr{netip.MustParseAddr("198.51.100.1")},
+			Ports:               []lb.Port{{Protocol: lb.TCP, Number: 80, NodePort: 30080}},
+			InternalLocal:       true,
+			ExternalLocal:       true,
+			Affinity:            10800,
+			Sources:             []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
+			HealthCheckNodePort: 31000,
+		}},
+		SliceSet{Slice: lb.Slice{
+			Name:    lb.Name{Namespace: "shop", Name: "web-1"},
+			Service: "web",
+			Family:  lb.IPv4,
+			Ports:   []lb.SlicePort{{Protocol: lb.TCP, Number: 8080}},
+			Endpoints: []lb.Endpoint{{
+				Addr: netip.MustParseAddr("10.1.0.1"), Ready: true, Serving: true,
+				Node: "n1", NodeHints: []string{"n1"}, ZoneHints: []string{"z1", "z2"},
+			}},
+		}},
+	}
+	var got []Event
+	for _, o := range m.objects {
+		got = append(got, o.event)
+	}
+	if diff := cmp.Diff(want, got, compareAddr, comparePrefix); diff != "" {
+		t.Errorf("objects (-want +got):\n%s", diff)
+	}
+	_, warnings := merge([]manifest{m})
+	if diff := cmp.Diff([]Warning(nil), warnings, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("warnings (-want +got):\n%s", diff)
 	}
 }
 
@@ -158,6 +238,27 @@ func TestManifests(t *testing.T) {
 			want: []string{"Service default/a", "Service default/b"},
 		},
 		{
+			name: "our own Node and every ServiceCIDR",
+			text: nodeManifest,
+			want: []string{"Node n1", "ServiceCIDR kubernetes", "ServiceCIDR more"},
+		},
+		{
+			name: "a misspelled field of a Node is passed over",
+			text: "apiVersion: v1\nkind: Node\nmetadata: {name: n1, labels: {topology.kubernetes.io/zone: z}}\n" +
+				"status: {adresses: [], addresses: [{type: InternalIP, address: 192.0.2.1}]}\n",
+			want:  []string{"Node n1"},
+			warns: []Warning{{"m.yaml", `document 1 (Node n1): unknown field "status.adresses": ignored`}},
+		},
+		{
+			name: "a ServiceCIDR that is none costs only itself",
+			text: "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nspec: {cidrs: [10.0.0.0/8]}\n---\n" + item,
+			want: []string{"Service default/a"},
+			warns: []Warning{
+				{"m.yaml", "document 1 (ServiceCIDR ): left out: metadata.name is missing"},
+			},
+			broken: true,
+		},
+		{
 			name: "an invalid address costs only itself",
 			text: "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {clusterIPs: [10.0.0.1, nonsense]}\n",
 			want: []string{"Service default/a"},
@@ -170,10 +271,10 @@ func TestManifests(t *testing.T) {
 			if tt.file == "" {
 				tt.file = "m.yaml"
 			}
-			m := parseManifest(tt.file, []byte(tt.text), Options{})
+			m := parseManifest(tt.file, []byte(tt.text), Options{NodeName: "n1"})
 			var got []string
 			for _, o := range m.objects {
-				got = append(got, o.kind+" "+o.name.String())
+				got = append(got, title(o.kind, o.name))
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("objects (-want +got):\n%s", diff)

@@ -19,6 +19,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+
+	"github.com/fairlead-lb/fairlead/internal/logfield"
 )
 
 // How long the server is given at the start.
@@ -28,13 +30,17 @@ const (
 	tryPause     = 500 * time.Millisecond
 )
 
-// meet returns nil once the server has let us list and watch every resource.
-// A server that does not answer is tried again for startTimeout; one that
-// refuses us is not. The error says in one line what is wrong and what to do.
+// meet returns nil once the server has let us list and watch every resource
+// that is not optional. A server that does not answer is tried again for
+// startTimeout; one that refuses us is not. The error says in one line what is
+// wrong and what to do.
 func (k *kubernetes) meet(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for _, r := range k.resources {
+		if r.optional {
+			continue
+		}
 		for {
 			verb, err := try(ctx, r)
 			if err == nil {
@@ -51,6 +57,46 @@ func (k *kubernetes) meet(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// await returns true once the server lets us list and watch r, which may be
+// never, and false when ctx ends first. While the server has no r, or keeps it
+// from us, there is none; the log says so once.
+func (k *kubernetes) await(ctx context.Context, r resource, events chan<- Event) bool {
+	for without := false; ; {
+		verb, err := try(ctx, r)
+		if err == nil {
+			return true
+		}
+		pause := retryAtLeastEvery // the server is away, which others tell
+		if isFinal(err) {
+			pause = k.askAgain
+			if !without {
+				without = true
+				k.doWithout(verb, r, err)
+				if e := r.digest.replaced(nil); e != nil {
+					send(ctx, events, e)
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(pause):
+		}
+	}
+}
+
+// doWithout logs why there is no r. A server older than the resource is nothing
+// to warn about.
+func (k *kubernetes) doWithout(verb string, r resource, err error) {
+	log := k.options.Log.With(logfield.Server(k.server.config.Host), logfield.Resource(r.name))
+	if apierrors.IsNotFound(err) {
+		log.Info("api server does not have this resource: going on without")
+		return
+	}
+	log.Warn("api server keeps this resource from us: going on without",
+		logfield.Error(fmt.Errorf("%s: %w", verb, cause(err))))
 }
 
 // try lists one object of r and opens a watch, since a role may allow the one
@@ -97,7 +143,7 @@ func (k *kubernetes) explain(verb string, r resource, err error) error {
 	case apierrors.IsUnauthorized(err):
 		remedy = "it does not accept the credentials: renew those in " + origin
 	case apierrors.IsForbidden(err):
-		remedy = "bind a role that may list and watch services and endpointslices.discovery.k8s.io"
+		remedy = "bind a role that may list and watch services, nodes and endpointslices.discovery.k8s.io"
 	case apierrors.IsNotFound(err):
 		remedy = "this is no API server of Kubernetes 1.21 or later: check the address"
 	case utilnet.IsConnectionRefused(err):

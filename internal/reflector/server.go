@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -76,23 +74,30 @@ func fromKubeconfig(path string) (server, error) {
 	return server{config, origin}, nil
 }
 
-// clients returns clients for the two API groups we read. They know the types
-// of these groups only: the scheme of client-go's clientset would cost every
-// node the memory of all others.
-func (s server) clients() (core, discovery rest.Interface, err error) {
+// groupClient makes a client for one API group and version.
+type groupClient func(schema.GroupVersion) (rest.Interface, error)
+
+// clients returns what makes clients that share a connection. They know the
+// types that add registers and no others: the scheme of client-go's clientset
+// would cost every node the memory of all groups.
+func (s server) clients(add ...func(*runtime.Scheme) error) (groupClient, error) {
 	scheme := runtime.NewScheme()
-	if err := errors.Join(corev1.AddToScheme(scheme), discoveryv1.AddToScheme(scheme)); err != nil {
-		return nil, nil, fmt.Errorf("build scheme: %w", err)
+	for _, register := range add {
+		if err := register(scheme); err != nil {
+			return nil, fmt.Errorf("build scheme: %w", err)
+		}
 	}
 	codecs := serializer.NewCodecFactory(scheme)
-	// One HTTP client, so that both share a connection.
 	transport, err := rest.HTTPClientFor(s.config)
 	if err != nil {
-		return nil, nil, fmt.Errorf("use %s: %w", s.origin, cause(err))
+		return nil, fmt.Errorf("use %s: %w", s.origin, cause(err))
 	}
-	client := func(path string, group schema.GroupVersion) (rest.Interface, error) {
+	return func(group schema.GroupVersion) (rest.Interface, error) {
 		config := rest.CopyConfig(s.config)
-		config.APIPath = path
+		config.APIPath = "/apis"
+		if group.Group == "" {
+			config.APIPath = "/api"
+		}
 		config.GroupVersion = &group
 		config.NegotiatedSerializer = codecs.WithoutConversion()
 		client, err := rest.RESTClientForConfigAndClient(config, transport)
@@ -100,12 +105,5 @@ func (s server) clients() (core, discovery rest.Interface, err error) {
 			return nil, fmt.Errorf("use API server %q from %s: %w", s.config.Host, s.origin, cause(err))
 		}
 		return client, nil
-	}
-	if core, err = client("/api", corev1.SchemeGroupVersion); err != nil {
-		return nil, nil, err
-	}
-	if discovery, err = client("/apis", discoveryv1.SchemeGroupVersion); err != nil {
-		return nil, nil, err
-	}
-	return core, discovery, nil
+	}, nil
 }

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/fairlead-lb/fairlead/internal/lb"
@@ -22,10 +23,7 @@ type store struct {
 	ctx     context.Context
 	events  chan<- Event
 	options Options
-	// list makes the event for a complete list of this store's kind.
-	list func([]converted) Event
-	// gone makes the event for a deleted object of this store's kind.
-	gone func(lb.Name) Event
+	digest  digest
 	// said holds the warnings that were sent and are still true.
 	said map[lb.Name][]Warning
 }
@@ -44,8 +42,19 @@ func (s *store) convert(obj any) (converted, error) {
 		return convertService(o, s.options), nil
 	case *discoveryv1.EndpointSlice:
 		return convertSlice(o), nil
+	case *corev1.Node:
+		return convertNode(o, s.options), nil
+	case *networkingv1.ServiceCIDR:
+		return convertServiceCIDR(o), nil
 	default:
-		return converted{}, fmt.Errorf("convert %T: not a Service or EndpointSlice", obj)
+		return converted{}, fmt.Errorf("convert %T: not a kind that is watched", obj)
+	}
+}
+
+// tell sends e unless it is nil.
+func (s *store) tell(e Event) {
+	if e != nil {
+		send(s.ctx, s.events, e)
 	}
 }
 
@@ -64,7 +73,7 @@ func (s *store) Update(obj any) error {
 	if err != nil {
 		return err
 	}
-	send(s.ctx, s.events, c.event)
+	s.tell(s.digest.set(c))
 	send(s.ctx, s.events, unsaid(s.said[c.name], c.warnings)...)
 	if len(c.warnings) > 0 {
 		s.said[c.name] = c.warnings
@@ -80,7 +89,7 @@ func (s *store) Delete(obj any) error {
 	if err != nil {
 		return err
 	}
-	send(s.ctx, s.events, s.gone(c.name))
+	s.tell(s.digest.gone(c))
 	delete(s.said, c.name)
 	return nil
 }
@@ -102,7 +111,7 @@ func (s *store) Replace(objs []any, _ string) error {
 			said[c.name] = c.warnings
 		}
 	}
-	send(s.ctx, s.events, s.list(all))
+	s.tell(s.digest.replaced(all))
 	send(s.ctx, s.events, news...)
 	s.said = said
 	return nil

@@ -198,6 +198,9 @@ func (ns *Namespace) AddAddr(link string, prefix netip.Prefix) error {
 		// IFA_F_NODAD would hide when that is.
 		return poll(func() (bool, error) {
 			addrs, err := h.AddrList(l, netlink.FAMILY_V6)
+			if errors.Is(err, netlink.ErrDumpInterrupted) {
+				return false, nil
+			}
 			if err != nil {
 				return false, fmt.Errorf("list addresses of %s in %s: %w", link, ns.name, err)
 			}

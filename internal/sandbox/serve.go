@@ -58,8 +58,13 @@ func ServeHTTP(ns *Namespace, addr, name string) (*Server, error) {
 
 // ServeUDPEcho starts a UDP server on addr in the namespace. It answers every
 // datagram with a line that holds its name, a blank and the client's address.
+// On 0.0.0.0 it serves IPv4 alone.
 func ServeUDPEcho(ns *Namespace, addr, name string) (*Server, error) {
-	c, err := ns.ListenPacket("udp", addr)
+	network := "udp"
+	if at, err := netip.ParseAddrPort(addr); err == nil && at.Addr().Is4() {
+		network = "udp4" // or package net makes a socket for both families
+	}
+	c, err := ns.ListenPacket(network, addr)
 	if err != nil {
 		return nil, fmt.Errorf("start udp server %s: %w", name, err)
 	}

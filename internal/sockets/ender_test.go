@@ -305,7 +305,7 @@ func TestAnsweredFrontendIsForgotten(t *testing.T) {
 	early := connected(t, ns, false, vip)
 	key := lb.FrontendKey{VIP: vip.Addr(), Port: vip.Port(), Protocol: lb.UDP}
 	must(t, e.datapath.SetSlots(0, []lb.Backend{{Addr: netip.MustParseAddr("10.244.0.9"), Port: 9}}))
-	must(t, e.datapath.SetService(1, lb.Range{Count: 1}))
+	must(t, e.datapath.SetRange(1, lb.SideClusterIP, lb.Range{Count: 1}))
 	must(t, e.datapath.SetFrontend(key, lb.Frontend{Service: 1, Kind: lb.KindClusterIP}))
 	e.Ask(Request{Answered: []lb.FrontendKey{key}})
 	testutil.Eventually(t, patience, "a socket connected to the VIP is ended", func() error {

@@ -6,15 +6,12 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/cilium/ebpf"
 
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
@@ -351,6 +348,13 @@ func TestServiceIDsAreUsedAgain(t *testing.T) {
 	}
 }
 
+// repairs returns how many complete applies there were: the first one and every
+// repair pass.
+func repairs(t *testing.T, a *testutil.Agent) float64 {
+	t.Helper()
+	return metric(t, a, "kubeproxy_sync_full_proxy_rules_duration_seconds_count", `ip_family="IPv4"`)
+}
+
 func TestDamageIsRepairedAndCounted(t *testing.T) {
 	c := newCluster(t)
 	c.backend(11)
@@ -360,9 +364,9 @@ func TestDamageIsRepairedAndCounted(t *testing.T) {
 	c.service("other", 11, 11)
 	c.answers(vip(11, 80), 11)
 	c.service("more", 12, 11) // does not fit, which is no damage
-	full := metric(t, agent, "kubeproxy_sync_full_proxy_rules_duration_seconds_count")
+	full := repairs(t, agent)
 	testutil.Eventually(t, 10*time.Second, "some repair passes", func() error {
-		if n := metric(t, agent, "kubeproxy_sync_full_proxy_rules_duration_seconds_count"); n < full+3 {
+		if n := repairs(t, agent); n < full+3 {
 			return fmt.Errorf("%v passes", n)
 		}
 		return nil
@@ -378,11 +382,7 @@ func TestDamageIsRepairedAndCounted(t *testing.T) {
 		}
 		return nil
 	})
-	damage, err := ebpf.LoadPinnedMap(filepath.Join(c.bpfRoot, "v1", "maps", "frontends"), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer damage.Close()
+	damage := c.pinnedMap("frontends")
 	key := make([]byte, damage.KeySize())
 	if err := damage.NextKey(nil, key); err != nil {
 		t.Fatal(err)

@@ -9,17 +9,24 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
+	program "github.com/fairlead-lb/fairlead/internal/agent"
+	"github.com/fairlead-lb/fairlead/internal/datapath"
 	"github.com/fairlead-lb/fairlead/internal/sandbox"
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
@@ -34,12 +41,45 @@ type cluster struct {
 	client  *sandbox.Namespace
 }
 
+// newCluster returns a cluster whose agent serves this process. The test must not
+// be parallel.
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
+	return clusterIn(t, testutil.Cgroup(t))
+}
+
+// newQuietCluster returns a cluster whose agent serves nobody: what this process
+// connects to, it connects to. The test may be parallel.
+func newQuietCluster(t *testing.T) *cluster {
+	t.Helper()
 	testutil.RequireRoot(t)
+	cgroup, err := sandbox.NewCgroup("fairlead-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cgroup.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return clusterIn(t, cgroup)
+}
+
+func clusterIn(t *testing.T, cgroup *sandbox.Cgroup) *cluster {
+	t.Helper()
 	c := &cluster{
-		t: t, node: testutil.Node(t), cgroup: testutil.Cgroup(t),
+		t: t, node: testutil.Node(t), cgroup: cgroup,
 		bpfRoot: testutil.BPFRoot(t), dir: t.TempDir(),
+	}
+	// An agent that is killed leaves its socket.
+	socket := program.SocketPath(c.bpfRoot)
+	t.Cleanup(func() { _ = os.Remove(socket) })
+	// The node says at once that nobody has an address, however often.
+	err := c.node.Namespace().Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/icmp_ratelimit", []byte("0"), 0)
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	c.client = c.pod("client", 2)
 	return c
@@ -112,6 +152,59 @@ endpoints:
 	c.write(name+".yaml", b.String())
 }
 
+// service returns the manifest of a Service in namespace test with the ClusterIP
+// 10.96.0.vip and what else its spec says, in YAML's flow style.
+func service(name string, vip int, spec string) string {
+	return fmt.Sprintf(`apiVersion: v1
+kind: Service
+metadata: {name: %s, namespace: test}
+spec: {clusterIP: 10.96.0.%d, %s}
+`, name, vip, spec)
+}
+
+// loadBalancer returns the manifest of a Service with a load-balancer IP.
+func loadBalancer(name string, vip int, spec, ip string) string {
+	return service(name, vip, "type: LoadBalancer, "+spec) + "status: {loadBalancer: {ingress: [{ip: " + ip + "}]}}\n"
+}
+
+// slice returns the manifest of an EndpointSlice with the ports 9000 of both
+// protocols, called web and dns.
+func slice(service string, endpoints ...string) string {
+	return fmt.Sprintf(`apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: %[1]s-1, namespace: test, labels: {kubernetes.io/service-name: %[1]s}}
+addressType: IPv4
+ports: [{name: web, port: 9000}, {name: dns, port: 9000, protocol: UDP}]
+endpoints: [%[2]s]
+`, service, strings.Join(endpoints, ", "))
+}
+
+// endpoint returns one of slice's, with more of its fields.
+func endpoint(last int, more string) string {
+	if more != "" {
+		more = ", " + more
+	}
+	return fmt.Sprintf("{addresses: [%v]%s}", podAddr(last), more)
+}
+
+// thisNode returns the manifest of the Node the agent runs on.
+func thisNode(zone string, addresses ...string) string {
+	for i, a := range addresses {
+		addresses[i] = "{type: InternalIP, address: " + a + "}"
+	}
+	return fmt.Sprintf(`apiVersion: v1
+kind: Node
+metadata: {name: node, labels: {topology.kubernetes.io/zone: %s}}
+status: {addresses: [%s]}
+`, zone, strings.Join(addresses, ", "))
+}
+
+// manifests puts several objects into one file.
+func (c *cluster) manifests(name string, objects ...string) {
+	c.t.Helper()
+	c.write(name, strings.Join(objects, "---\n"))
+}
+
 // write puts a file into the directory in one step.
 func (c *cluster) write(name, text string) {
 	c.t.Helper()
@@ -127,10 +220,13 @@ func (c *cluster) write(name, text string) {
 func vip(last, port int) string { return fmt.Sprintf("10.96.0.%d:%d", last, port) }
 
 // get makes one TCP connection from the client and returns who answered.
-func (c *cluster) get(addr string) (string, error) {
+func (c *cluster) get(addr string) (string, error) { return get(c.client, addr) }
+
+// get makes one TCP connection from a namespace and returns who answered.
+func get(from *sandbox.Namespace, addr string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
-	conn, err := c.client.Dial(ctx, "tcp", addr)
+	conn, err := from.Dial(ctx, "tcp", addr)
 	if err != nil {
 		return "", err
 	}
@@ -188,6 +284,12 @@ func (c *cluster) dialUDP(addr string) net.Conn {
 // answers waits until addr is answered by just these backends.
 func (c *cluster) answers(addr string, backends ...int) {
 	c.t.Helper()
+	c.answersTo(c.client, addr, backends...)
+}
+
+// answersTo is answers for connections from any namespace.
+func (c *cluster) answersTo(from *sandbox.Namespace, addr string, backends ...int) {
+	c.t.Helper()
 	want := map[string]bool{}
 	for _, last := range backends {
 		want["backend-"+strconv.Itoa(last)] = true
@@ -195,7 +297,7 @@ func (c *cluster) answers(addr string, backends ...int) {
 	testutil.Eventually(c.t, 10*time.Second, fmt.Sprintf("%s answered by %v", addr, backends), func() error {
 		got := map[string]bool{}
 		for range 20 * len(backends) {
-			name, err := c.get(addr)
+			name, err := get(from, addr)
 			if err != nil {
 				return err
 			}
@@ -208,7 +310,19 @@ func (c *cluster) answers(addr string, backends ...int) {
 	})
 }
 
-// fairlead runs the program in the node and returns what it printed.
+// fails waits until connections from a namespace fail with an error.
+func (c *cluster) fails(from *sandbox.Namespace, addr string, want syscall.Errno) {
+	c.t.Helper()
+	testutil.Eventually(c.t, 10*time.Second, fmt.Sprintf("%s fails with %v", addr, want), func() error {
+		name, err := get(from, addr)
+		if !errors.Is(err, want) {
+			return fmt.Errorf("answered by %q, error %v", name, err)
+		}
+		return nil
+	})
+}
+
+// fairlead runs the program and returns what it printed.
 func (c *cluster) fairlead(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -239,17 +353,32 @@ func (c *cluster) frontends() map[string]int {
 	return got
 }
 
-// metric returns the sum of a metric over all labels.
-func metric(t *testing.T, a *testutil.Agent, name string) float64 {
+// pinnedMap opens a map of the agent.
+func (c *cluster) pinnedMap(name string) *ebpf.Map {
+	c.t.Helper()
+	m, err := ebpf.LoadPinnedMap(filepath.Join(c.bpfRoot, fmt.Sprintf("v%d", datapath.ABI), "maps", name), nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = m.Close() })
+	return m
+}
+
+// metric returns the sum of a metric over all series that have the given labels,
+// such as `ip_family="IPv4"`.
+func metric(t *testing.T, a *testutil.Agent, name string, labels ...string) float64 {
 	t.Helper()
 	page, err := a.Get(testutil.MetricsAddress, "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
+	lacks := func(line string) func(string) bool {
+		return func(label string) bool { return !strings.Contains(line, label) }
+	}
 	sum, found := 0.0, false
 	for line := range strings.Lines(page) {
 		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest[0] != '{' && rest[0] != ' ' {
+		if !ok || rest[0] != '{' && rest[0] != ' ' || slices.ContainsFunc(labels, lacks(line)) {
 			continue
 		}
 		fields := strings.Fields(line)

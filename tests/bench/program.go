@@ -51,7 +51,7 @@ const changes = 20
 // back, several times.
 func program(tables *datapath.Tables, services int) (programming, error) {
 	endpoints := podAddrs()
-	store := lb.NewStore()
+	store := lb.NewStore(lb.Config{})
 	for i := range services {
 		store.SetService(service(i))
 		store.SetSlice(slice(i, endpoints))
@@ -128,8 +128,8 @@ type timedTables struct {
 	grace   time.Duration
 }
 
-func (t *timedTables) SetService(id lb.ServiceID, r lb.Range) error {
-	err := t.Tables.SetService(id, r)
+func (t *timedTables) SetRange(id lb.ServiceID, side lb.Side, r lb.Range) error {
+	err := t.Tables.SetRange(id, side, r)
 	t.flipped = time.Now()
 	return err
 }

@@ -133,8 +133,8 @@ func (n *node) program(t *testing.T) {
 		d.SetSlots(0, []lb.Backend{backend("10.244.0.2:53"), backend("10.244.0.3:53")}),
 		d.SetName(1, lb.ServicePort{Service: dns, Port: "dns", Protocol: lb.UDP, Family: lb.IPv4}),
 		d.SetName(2, lb.ServicePort{Service: dns, Port: "metrics", Protocol: lb.TCP, Family: lb.IPv4}),
-		d.SetService(1, lb.Range{Count: 2, Generation: 1}),
-		d.SetService(2, lb.Range{Generation: 1}),
+		d.SetRange(1, lb.SideClusterIP, lb.Range{Count: 2, Generation: 1}),
+		d.SetRange(2, lb.SideClusterIP, lb.Range{Generation: 1}),
 		d.SetFrontend(lb.FrontendKey{VIP: vip, Port: 53, Protocol: lb.UDP}, lb.Frontend{Service: 1, Kind: lb.KindClusterIP}),
 		d.SetFrontend(lb.FrontendKey{VIP: vip, Port: 9153, Protocol: lb.TCP}, lb.Frontend{Service: 2, Kind: lb.KindClusterIP}),
 		d.SetFrontend(lb.FrontendKey{VIP: vip}, lb.Frontend{Kind: lb.KindClusterIP}),
@@ -260,10 +260,10 @@ func TestInspectWithAndWithoutAgent(t *testing.T) {
 			t.Errorf("agent %s: frontends (-want +got):\n%s", agent, diff)
 		}
 		stdout, _, _ = n.run(t, "inspect", "services")
-		const want = `SERVICE               PORT NAME  PROTOCOL  FAMILY  FRONTENDS        BACKENDS  PROBLEM
-default/huge          -          -         -       -                       0  no room
-kube-system/kube-dns  dns        UDP       IPv4    10.96.0.10:53           2  -
-kube-system/kube-dns  metrics    TCP       IPv4    10.96.0.10:9153         0  -
+		const want = `SERVICE               PORT NAME  PROTOCOL  FAMILY  FRONTENDS        BACKENDS  EXTERNAL  PROBLEM
+default/huge          -          -         -       -                       0         -  no room
+kube-system/kube-dns  dns        UDP       IPv4    10.96.0.10:53           2         -  -
+kube-system/kube-dns  metrics    TCP       IPv4    10.96.0.10:9153         0         -  -
 `
 		if diff := cmp.Diff(want, stdout); diff != "" {
 			t.Errorf("agent %s: services (-want +got):\n%s", agent, diff)

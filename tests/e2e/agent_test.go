@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -121,30 +120,7 @@ func testAgentRestart(t *testing.T, c *cluster) {
 // tableWrites returns how many rows the agent has written since it started.
 func (c *cluster) tableWrites(t *testing.T) float64 {
 	t.Helper()
-	const name = "fairlead_table_writes_total"
-	text, err := c.agent.Get(testutil.MetricsAddress, "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var sum float64
-	found := false
-	for line := range strings.Lines(text) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || !strings.ContainsAny(rest[:1], "{ ") {
-			continue
-		}
-		fields := strings.Fields(rest)
-		value, err := strconv.ParseFloat(fields[len(fields)-1], 64)
-		if err != nil {
-			t.Fatalf("metric %q: %v", line, err)
-		}
-		sum += value
-		found = true
-	}
-	if !found {
-		t.Fatalf("there is no metric %s", name)
-	}
-	return sum
+	return c.metric(t, "fairlead_table_writes_total", "")
 }
 
 // TestAgentThatCannotStart shows what a user sees who made a mistake: one line

@@ -8,13 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
-	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -24,28 +20,24 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/util/retry"
 
 	"github.com/fairlead-lb/fairlead/internal/sandbox"
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 	"github.com/fairlead-lb/fairlead/internal/testutil/controlplane"
 )
 
-// nodeName is the name of the only Node.
-const nodeName = "node-1"
-
 // cluster is a node with a control plane, a kubelet, an agent and a client pod.
 // All tests of TestKubernetes share one.
 type cluster struct {
-	suite     testing.TB // what the cluster ends with
-	node      *sandbox.Node
-	control   *controlplane.ControlPlane
-	client    kubernetes.Interface // an administrator
-	clientPod *sandbox.Namespace
-	http      *http.Client   // whose sockets are the client pod's
-	account   rbacv1.Subject // whose rights the agent has
-	options   testutil.AgentOptions
-	agent     *testutil.Agent
+	*dialer            // the client pod
+	process *dialer    // processes of the node
+	suite   testing.TB // what the cluster ends with
+	node    *sandbox.Node
+	control *controlplane.ControlPlane
+	client  kubernetes.Interface // an administrator
+	account rbacv1.Subject       // whose rights the agent has
+	options testutil.AgentOptions
+	agent   *testutil.Agent
 }
 
 // startCluster makes a cluster that ends with the test. Its agent has no more
@@ -63,13 +55,12 @@ func startCluster(t *testing.T) *cluster {
 		t.Fatalf("make a client of the API server: %v", err)
 	}
 	startKubelet(t, c.client, c.node)
-	if c.clientPod, err = c.node.AddPod("client", podAddrs(2)...); err != nil {
+	clientPod, err := c.node.AddPod("client", podAddrs(clientHost)...)
+	if err != nil {
 		t.Fatal(err)
 	}
-	c.http = &http.Client{
-		Transport: &http.Transport{DialContext: c.clientPod.Dial, DisableKeepAlives: true},
-		Timeout:   5 * time.Second,
-	}
+	removeDefaultRoutes(t, clientPod)
+	c.dialer, c.process = newDialer(clientPod), newDialer(c.node.Namespace())
 	c.account = agentAccount(t, c.client)
 	c.options = testutil.AgentOptions{
 		Netns:      c.node.Namespace(),
@@ -81,6 +72,19 @@ func startCluster(t *testing.T) *cluster {
 	}
 	c.startAgent(t)
 	return c
+}
+
+// removeDefaultRoutes leaves a pod with the routes to its neighbours, which is all
+// that connections need whose destination is changed before they are routed. What
+// the agent leaves untouched fails at once then. The node would tell the pod the
+// same, but only once in a second.
+func removeDefaultRoutes(t *testing.T, pod *sandbox.Namespace) {
+	t.Helper()
+	for _, family := range []string{"-4", "-6"} {
+		if out, err := pod.Command(t.Context(), "ip", family, "route", "delete", "default").CombinedOutput(); err != nil {
+			t.Fatalf("delete the default route of the client pod: %v: %s", err, out)
+		}
+	}
 }
 
 // startAgent starts the cluster's agent, which ends with the cluster, and waits
@@ -170,6 +174,8 @@ func create(ctx context.Context, client kubernetes.Interface, namespace string, 
 		_, err = client.AppsV1().ReplicaSets(namespace).Create(ctx, o, metav1.CreateOptions{})
 	case *corev1.Namespace:
 		_, err = client.CoreV1().Namespaces().Create(ctx, o, metav1.CreateOptions{})
+	case *corev1.Pod:
+		_, err = client.CoreV1().Pods(namespace).Create(ctx, o, metav1.CreateOptions{})
 	case *corev1.ReplicationController:
 		_, err = client.CoreV1().ReplicationControllers(namespace).Create(ctx, o, metav1.CreateOptions{})
 	case *corev1.Service:
@@ -187,110 +193,4 @@ func create(ctx context.Context, client kubernetes.Interface, namespace string, 
 		return fmt.Errorf("create %s: %w", object.GetObjectKind().GroupVersionKind().Kind, err)
 	}
 	return nil
-}
-
-// service returns a Service as the API server has it.
-func (s *scenario) service(t *testing.T, name string) *corev1.Service {
-	t.Helper()
-	service, err := s.client.CoreV1().Services(s.namespace).Get(t.Context(), name, metav1.GetOptions{})
-	if err != nil {
-		t.Fatalf("get service %s: %v", name, err)
-	}
-	return service
-}
-
-// address returns "ClusterIP:port" of a Service's first port.
-func (s *scenario) address(t *testing.T, name string) string {
-	t.Helper()
-	return s.addresses(t, name)[0]
-}
-
-// addresses is address for every ClusterIP of the Service.
-func (s *scenario) addresses(t *testing.T, name string) []string {
-	t.Helper()
-	service := s.service(t, name)
-	var out []string
-	for _, ip := range service.Spec.ClusterIPs {
-		addr, err := netip.ParseAddr(ip)
-		if err != nil {
-			t.Fatalf("service %s: %v", name, err)
-		}
-		out = append(out, netip.AddrPortFrom(addr, uint16(service.Spec.Ports[0].Port)).String())
-	}
-	if len(out) == 0 {
-		t.Fatalf("service %s has no ClusterIP", name)
-	}
-	return out
-}
-
-// undefinedPort returns addr with a port its Service does not define.
-func undefinedPort(addr string) string {
-	defined := netip.MustParseAddrPort(addr)
-	return netip.AddrPortFrom(defined.Addr(), defined.Port()+1).String()
-}
-
-// updateService changes a Service.
-func (s *scenario) updateService(t *testing.T, name string, change func(*corev1.Service)) {
-	t.Helper()
-	services := s.client.CoreV1().Services(s.namespace)
-	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
-		service, err := services.Get(t.Context(), name, metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		change(service)
-		_, err = services.Update(t.Context(), service, metav1.UpdateOptions{})
-		return err
-	})
-	if err != nil {
-		t.Fatalf("update service %s: %v", name, err)
-	}
-}
-
-// deleteService deletes a Service.
-func (s *scenario) deleteService(t *testing.T, name string) {
-	t.Helper()
-	if err := s.client.CoreV1().Services(s.namespace).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
-		t.Fatalf("delete service %s: %v", name, err)
-	}
-}
-
-// deletePod deletes a Pod as kubectl does.
-func (s *scenario) deletePod(t *testing.T, name string) {
-	t.Helper()
-	if err := s.client.CoreV1().Pods(s.namespace).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
-		t.Fatalf("delete pod %s: %v", name, err)
-	}
-}
-
-// wantPods waits until exactly n Pods with a label are ready and not being
-// deleted, and returns their names.
-func (s *scenario) wantPods(t *testing.T, label string, n int) []string {
-	t.Helper()
-	var names []string
-	testutil.Eventually(t, settleTimeout, fmt.Sprintf("%d ready pods with %s", n, label), func() error {
-		pods, err := s.client.CoreV1().Pods(s.namespace).List(t.Context(), metav1.ListOptions{LabelSelector: label})
-		if err != nil {
-			return err
-		}
-		names = names[:0]
-		for i := range pods.Items {
-			if isReady(&pods.Items[i]) {
-				names = append(names, pods.Items[i].Name)
-			}
-		}
-		if len(names) != n {
-			return fmt.Errorf("ready are %v", names)
-		}
-		return nil
-	})
-	slices.Sort(names)
-	return names
-}
-
-func isReady(pod *corev1.Pod) bool {
-	return pod.DeletionTimestamp == nil && pod.Status.Phase == corev1.PodRunning &&
-		slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-			return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-		})
 }

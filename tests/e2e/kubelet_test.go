@@ -26,23 +26,43 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/sandbox"
 )
 
-// podGrace is how long a deleted pod goes on serving, as a container does that
-// ends with care: long enough for the news to arrive everywhere.
-const podGrace = 2 * time.Second
+// The Nodes of the API. Only the first has an agent, and that is where the
+// scheduler puts Pods. The others are a fiction of the API: their Pods, too, are
+// behind the one bridge there is.
+const (
+	nodeName      = "node-1" // in zoneName
+	neighbourName = "node-2" // in zoneName
+	distantName   = "node-3" // in distantZone
+
+	zoneName    = "north"
+	distantZone = "south"
+)
+
+// nodeAddrs are the node's own addresses, IPv4 first.
+var nodeAddrs = []netip.Addr{sandbox.GatewayIPv4.Addr(), sandbox.GatewayIPv6.Addr()}
+
+const (
+	// podGrace is how long a deleted pod goes on serving, as a container does that
+	// ends with care: long enough for the news to arrive everywhere.
+	podGrace = 2 * time.Second
+	// defaultGraceSeconds is what the API server gives a Pod that does not say how
+	// long it may take to end.
+	defaultGraceSeconds = 30
+)
 
 // Pods have these host numbers in the node's networks, in turn. There are few
 // of them, so that addresses are used again as in real clusters: a connection
 // sent to a Pod that is gone reaches another one and is noticed.
 const (
+	clientHost   = 2
 	firstPodHost = 10
 	lastPodHost  = 40
 )
 
-// kubelet runs the cluster's Pods on its node, and stands in for the scheduler.
+// kubelet runs the Pods of all Nodes, and stands in for the scheduler.
 type kubelet struct {
 	client kubernetes.Interface
 	node   *sandbox.Node
-	name   string // of the Node object
 	pods   listers.PodLister
 	queue  workqueue.TypedRateLimitingInterface[cache.ObjectName]
 
@@ -61,20 +81,21 @@ type runningPod struct {
 	stopAt  time.Time // zero while the Pod is not deleted
 }
 
-// startKubelet registers a Node and runs the Pods of the cluster until the test
+// startKubelet registers the Nodes and runs the Pods of the cluster until the test
 // ends.
 func startKubelet(t *testing.T, client kubernetes.Interface, node *sandbox.Node) *kubelet {
 	t.Helper()
 	k := &kubelet{
 		client:   client,
 		node:     node,
-		name:     nodeName,
 		queue:    workqueue.NewTypedRateLimitingQueue(podBackoff()),
 		running:  map[cache.ObjectName]*runningPod{},
 		lastHost: lastPodHost,
 	}
-	if err := k.register(t.Context()); err != nil {
-		t.Fatal(err)
+	for name, zone := range map[string]string{nodeName: zoneName, neighbourName: zoneName, distantName: distantZone} {
+		if err := registerNode(t.Context(), client, name, zone); err != nil {
+			t.Fatal(err)
+		}
 	}
 	factory := informers.NewSharedInformerFactory(client, 0)
 	informer := factory.Core().V1().Pods().Informer()
@@ -111,18 +132,24 @@ func podBackoff() workqueue.TypedRateLimiter[cache.ObjectName] {
 	return workqueue.NewTypedItemExponentialFailureRateLimiter[cache.ObjectName](20*time.Millisecond, time.Second)
 }
 
-// register creates the Node object.
-func (k *kubelet) register(ctx context.Context) error {
-	object := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: k.name}}
-	object, err := k.client.CoreV1().Nodes().Create(ctx, object, metav1.CreateOptions{})
+// registerNode creates a Node object. Ours has the node's addresses; the others
+// need none.
+func registerNode(ctx context.Context, client kubernetes.Interface, name, zone string) error {
+	object := &corev1.Node{ObjectMeta: metav1.ObjectMeta{
+		Name: name, Labels: map[string]string{corev1.LabelTopologyZone: zone},
+	}}
+	object, err := client.CoreV1().Nodes().Create(ctx, object, metav1.CreateOptions{})
 	if err != nil {
 		return fmt.Errorf("create node: %w", err)
 	}
-	object.Status.Addresses = []corev1.NodeAddress{
-		{Type: corev1.NodeInternalIP, Address: sandbox.GatewayIPv4.Addr().String()},
-		{Type: corev1.NodeInternalIP, Address: sandbox.GatewayIPv6.Addr().String()},
+	if name != nodeName {
+		return nil
 	}
-	if _, err := k.client.CoreV1().Nodes().UpdateStatus(ctx, object, metav1.UpdateOptions{}); err != nil {
+	for _, addr := range nodeAddrs {
+		object.Status.Addresses = append(object.Status.Addresses,
+			corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: addr.String()})
+	}
+	if _, err := client.CoreV1().Nodes().UpdateStatus(ctx, object, metav1.UpdateOptions{}); err != nil {
 		return fmt.Errorf("update status of node: %w", err)
 	}
 	return nil
@@ -180,7 +207,7 @@ func (k *kubelet) sync(ctx context.Context, name cache.ObjectName) error {
 func (k *kubelet) bind(ctx context.Context, pod *corev1.Pod) error {
 	binding := &corev1.Binding{
 		ObjectMeta: metav1.ObjectMeta{Name: pod.Name, UID: pod.UID},
-		Target:     corev1.ObjectReference{Kind: "Node", Name: k.name},
+		Target:     corev1.ObjectReference{Kind: "Node", Name: nodeName},
 	}
 	err := k.client.CoreV1().Pods(pod.Namespace).Bind(ctx, binding, metav1.CreateOptions{})
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
@@ -260,11 +287,20 @@ func podAddrs(host int) []netip.Addr {
 	return []netip.Addr{netip.AddrFrom4(v4), netip.AddrFrom16(v6)}
 }
 
-// terminate ends a deleted Pod after podGrace and then lets its object go.
+// grace returns how long a deleted Pod goes on serving. One that asks for a time of
+// its own takes all of it.
+func grace(pod *corev1.Pod) time.Duration {
+	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil && *s != defaultGraceSeconds {
+		return time.Duration(*s) * time.Second
+	}
+	return podGrace
+}
+
+// terminate ends a deleted Pod when its time is over and then lets its object go.
 func (k *kubelet) terminate(ctx context.Context, name cache.ObjectName, pod *corev1.Pod) error {
 	if running := k.running[name]; running != nil {
 		if running.stopAt.IsZero() {
-			running.stopAt = time.Now().Add(podGrace)
+			running.stopAt = time.Now().Add(grace(pod))
 		}
 		if left := time.Until(running.stopAt); left > 0 {
 			k.queue.AddAfter(name, left)
@@ -314,32 +350,4 @@ func patchStatus(ctx context.Context, client kubernetes.Interface, namespace, na
 		return nil
 	}
 	return err
-}
-
-// setReady makes a Pod pass or fail its readiness probe.
-func (s *scenario) setReady(t *testing.T, pod string, ready bool) {
-	t.Helper()
-	status := corev1.ConditionFalse
-	if ready {
-		status = corev1.ConditionTrue
-	}
-	err := patchStatus(t.Context(), s.client, s.namespace, pod, corev1.PodStatus{
-		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: status}},
-	})
-	if err != nil {
-		t.Fatalf("set pod %s ready=%v: %v", pod, ready, err)
-	}
-}
-
-// crash makes a Pod fail: its controller replaces it, and the kubelet takes it
-// off the network as soon as it hears of it.
-func (s *scenario) crash(t *testing.T, pod string) {
-	t.Helper()
-	err := patchStatus(t.Context(), s.client, s.namespace, pod, corev1.PodStatus{
-		Phase:      corev1.PodFailed,
-		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse}},
-	})
-	if err != nil {
-		t.Fatalf("crash pod %s: %v", pod, err)
-	}
 }

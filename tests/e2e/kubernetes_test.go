@@ -4,12 +4,10 @@
 package e2e
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"slices"
 	"testing"
@@ -18,34 +16,66 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
 
-// TestKubernetes runs all that needs an API server, one after the other on one
-// cluster.
+// clusterTest is a part of TestKubernetes.
+type clusterTest struct {
+	name string
+	run  func(*testing.T, *cluster)
+}
+
+// beside are tests that can run beside each other: each has its own namespace, and
+// none stops what others need.
+var beside = []clusterTest{
+	{"simpleservice follows its replication controller", testSimpleService},
+	{"simpleservice loses and regains its pods", testLostPods},
+	{"simpleservice becomes ExternalName and comes back", testExternalName},
+	{"simpleservice is deleted and created again", testRecreation},
+	{"simple-server has two services for the same pods", testTwoServices},
+	{"webapp rolls out without losing a request", testRollout},
+	{"webapp is deleted with its pods and created again", testDeployAgain},
+	{"dual-stack service is reached at both of its addresses", testDualStack},
+	{"API server is reached through its own service", testAPIServerService},
+	{"agent has the rights it needs and no more", testRights},
+	{"agent says that it starts", testEvents},
+	{"Local policies keep clients to this node's pods", testLocalPolicies},
+	{"trafficDistribution keeps traffic near", testTrafficDistribution},
+	{"terminating pods are the last resort", testTerminatingPods},
+	{"unready pods are reached where they are published", testUnreadyPodsPublished},
+	{"session affinity lasts until its timeout", testSessionAffinity},
+	{"source ranges keep clients from load-balancer IPs", testSourceRanges},
+	{"NodePorts are reached at the node's addresses", testNodePorts},
+	{"load-balancer and external IPs are reached from inside", testLoadBalancerIPs},
+	{"Services change their types", testChangesOfType},
+	{"ServiceCIDRs hold addresses that are nobody's", testServiceCIDRs},
+	{"health check node port counts local endpoints", testHealthCheckPort},
+	{"health check node port that is taken is reported", testHealthCheckPortTaken},
+}
+
+// alone are tests that change or count what all share: our Node, the agent and its
+// metrics, the API server, NodePort 30000.
+var alone = []clusterTest{
+	{"how long changes take is measured", testProgrammingLatency},
+	{"simple-server scales without losing a request", testScaleUnderLoad},
+	{"load balancers leave a node that goes away", testNodeLeaves},
+	{"traffic goes on while the API server is away", testAPIServerRestart},
+	{"agent killed and started again writes nothing", testAgentRestart},
+}
+
+// TestKubernetes runs all that needs an API server, on one cluster.
 func TestKubernetes(t *testing.T) {
 	c := startCluster(t)
-	for _, test := range []struct {
-		name string
-		run  func(*testing.T, *cluster)
-	}{
-		{"simpleservice follows its replication controller", testSimpleService},
-		{"simpleservice loses and regains its pods", testLostPods},
-		{"simpleservice becomes ExternalName and comes back", testExternalName},
-		{"simpleservice is deleted and created again", testRecreation},
-		{"simple-server has two services for the same pods", testTwoServices},
-		{"simple-server scales without losing a request", testScaleUnderLoad},
-		{"webapp rolls out without losing a request", testRollout},
-		{"webapp is deleted with its pods and created again", testDeployAgain},
-		{"dual-stack service is reached at both of its addresses", testDualStack},
-		{"API server is reached through its own service", testAPIServerService},
-		{"traffic goes on while the API server is away", testAPIServerRestart},
-		{"agent killed and started again writes nothing", testAgentRestart},
-		{"agent has the rights it needs and no more", testRights},
-	} {
+	t.Run("beside", func(t *testing.T) {
+		for _, test := range beside {
+			t.Run(test.name, func(t *testing.T) {
+				t.Parallel()
+				test.run(t, c)
+			})
+		}
+	})
+	for _, test := range alone {
 		t.Run(test.name, func(t *testing.T) { test.run(t, c) })
 	}
 }
@@ -104,7 +134,7 @@ func testExternalName(t *testing.T, c *cluster) {
 		service.Spec.ExternalName = "service.example"
 		service.Spec.ClusterIP, service.Spec.ClusterIPs = "", nil
 	})
-	s.wantNobody(t, addr)
+	s.wantUnreachable(t, addr)
 
 	// The same address again, so that what it once led to cannot be mistaken
 	// for what it leads to now.
@@ -125,7 +155,7 @@ func testRecreation(t *testing.T, c *cluster) {
 	s.wantAnsweredBy(t, addr, s.wantPods(t, "app=sise", 1)...)
 
 	s.deleteService(t, "simpleservice")
-	s.wantNobody(t, addr)
+	s.wantUnreachable(t, addr)
 
 	// Another Service takes the address, as can happen at any time.
 	service := &corev1.Service{
@@ -135,7 +165,7 @@ func testRecreation(t *testing.T, c *cluster) {
 	s.create(t, service)
 	s.wantRefused(t, addr)
 	s.deleteService(t, "successor")
-	s.wantNobody(t, addr)
+	s.wantUnreachable(t, addr)
 
 	service = &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: old.Name},
@@ -158,7 +188,7 @@ func testTwoServices(t *testing.T, c *cluster) {
 	s.wantAnsweredBy(t, nodePort, pods[:2]...)
 
 	s.deleteService(t, "simple-server")
-	s.wantNobody(t, plain)
+	s.wantUnreachable(t, plain)
 	s.wantAnsweredBy(t, nodePort, pods[:2]...)
 }
 
@@ -266,7 +296,7 @@ func testAPIServerService(t *testing.T, c *cluster) {
 	authority.AppendCertsFromPEM(config.CAData)
 	client := http.Client{
 		Transport: &http.Transport{
-			DialContext:       c.clientPod.Dial,
+			DialContext:       c.netns.Dial,
 			TLSClientConfig:   &tls.Config{RootCAs: authority, Certificates: []tls.Certificate{certificate}},
 			DisableKeepAlives: true,
 		},
@@ -306,71 +336,4 @@ func testAPIServerRestart(t *testing.T, c *cluster) {
 	s.scale(t, "replicationcontrollers", "rcsise", 3)
 	s.wantAnsweredBy(t, addr, s.wantPods(t, "app=sise", 3)...)
 	load.finish(t)
-}
-
-// scale sets the number of replicas of a controller of the given resource.
-func (s *scenario) scale(t *testing.T, resource, name string, replicas int) {
-	t.Helper()
-	s.patch(t, resource, name, fmt.Sprintf(`{"spec":{"replicas":%d}}`, replicas))
-}
-
-// patch changes an object of one of the resources the examples have.
-func (s *scenario) patch(t *testing.T, resource, name, patch string) {
-	t.Helper()
-	group := s.client.AppsV1().RESTClient()
-	if resource == "replicationcontrollers" {
-		group = s.client.CoreV1().RESTClient()
-	}
-	err := group.Patch(types.StrategicMergePatchType).Namespace(s.namespace).
-		Resource(resource).Name(name).Body([]byte(patch)).Do(t.Context()).Error()
-	if err != nil {
-		t.Fatalf("patch %s %s: %v", resource, name, err)
-	}
-}
-
-// create creates an object in the test's namespace.
-func (s *scenario) create(t *testing.T, object runtime.Object) {
-	t.Helper()
-	if err := create(t.Context(), s.client, s.namespace, object); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// wantReplacement waits until the Pod lost has a successor and returns the
-// names of the ready Pods.
-func (s *scenario) wantReplacement(t *testing.T, label string, pods []string, lost string) []string {
-	t.Helper()
-	var names []string
-	testutil.Eventually(t, settleTimeout, "a new pod in the place of "+lost, func() error {
-		names = s.wantPods(t, label, len(pods))
-		if slices.Contains(names, lost) {
-			return fmt.Errorf("pod %s is still ready", lost)
-		}
-		return nil
-	})
-	return names
-}
-
-// wantObjects waits until only n Pods with a label exist, ready or not.
-func (s *scenario) wantObjects(t *testing.T, label string, n int) {
-	t.Helper()
-	testutil.Eventually(t, settleTimeout, fmt.Sprintf("%d pods with %s", n, label), func() error {
-		pods, err := s.client.CoreV1().Pods(s.namespace).List(context.Background(), metav1.ListOptions{LabelSelector: label})
-		if err != nil {
-			return err
-		}
-		if len(pods.Items) != n {
-			return fmt.Errorf("there are %d", len(pods.Items))
-		}
-		return nil
-	})
-}
-
-// hostOf returns the address of "address:port".
-func hostOf(addr string) string {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return addr
-	}
-	return host
 }

@@ -4,11 +4,12 @@
 package e2e
 
 import (
-	"context"
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fairlead-lb/fairlead/internal/sandbox"
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
 
@@ -30,10 +32,23 @@ const (
 	samples = 60
 )
 
-// get makes one request on a new connection from the client pod and returns the
-// name of the Pod that answered.
-func (c *cluster) get(addr string) (string, error) {
-	resp, err := c.http.Get("http://" + addr)
+// dialer is somebody who makes connections: a pod, or the processes of the node.
+type dialer struct {
+	netns *sandbox.Namespace
+	http  *http.Client // whose sockets are in netns
+}
+
+func newDialer(netns *sandbox.Namespace) *dialer {
+	return &dialer{netns: netns, http: &http.Client{
+		Transport: &http.Transport{DialContext: netns.Dial, DisableKeepAlives: true},
+		Timeout:   5 * time.Second,
+	}}
+}
+
+// get makes one request on a new connection and returns the name of the Pod that
+// answered.
+func (d *dialer) get(addr string) (string, error) {
+	resp, err := d.http.Get("http://" + addr)
 	if err != nil {
 		return "", err
 	}
@@ -51,12 +66,12 @@ func (c *cluster) get(addr string) (string, error) {
 
 // wantAnsweredBy fails the test unless, within settleTimeout, all requests to
 // addr succeed and the given pods, and no others, answer them.
-func (c *cluster) wantAnsweredBy(t *testing.T, addr string, pods ...string) {
+func (d *dialer) wantAnsweredBy(t *testing.T, addr string, pods ...string) {
 	t.Helper()
 	testutil.Eventually(t, settleTimeout, addr+" is answered by the right pods", func() error {
 		answers := map[string]int{}
 		for range samples {
-			pod, err := c.get(addr)
+			pod, err := d.get(addr)
 			if err != nil {
 				return err
 			}
@@ -73,38 +88,83 @@ func (c *cluster) wantAnsweredBy(t *testing.T, addr string, pods ...string) {
 	})
 }
 
-// wantRefused fails the test unless, within settleTimeout, connections to addr
-// are refused, and stay so.
-func (c *cluster) wantRefused(t *testing.T, addr string) {
+// wantRefused fails the test unless connections to addr come to be refused: the
+// address is a Service's, but nobody serves the port.
+func (d *dialer) wantRefused(t *testing.T, addr string) {
 	t.Helper()
-	testutil.Eventually(t, settleTimeout, addr+" is refused", func() error {
+	d.wantFailure(t, addr, unix.ECONNREFUSED)
+}
+
+// wantUnreachable fails the test unless connections to addr come to fail with "no
+// route to host". That says that a policy keeps the client away, or that addr is
+// in a ServiceCIDR and no Service's.
+func (d *dialer) wantUnreachable(t *testing.T, addr string) {
+	t.Helper()
+	d.wantFailure(t, addr, unix.EHOSTUNREACH)
+}
+
+// wantUntouched fails the test unless connections to addr come to go where they
+// would without us, which for an address that is far away is nowhere.
+func (d *dialer) wantUntouched(t *testing.T, addr string) {
+	t.Helper()
+	d.wantFailure(t, addr, unix.ENETUNREACH)
+}
+
+// wantFailure fails the test unless, within settleTimeout, connections to addr fail
+// with want, ten times on end.
+func (d *dialer) wantFailure(t *testing.T, addr string, want unix.Errno) {
+	t.Helper()
+	testutil.Eventually(t, settleTimeout, fmt.Sprintf("%s: %v", addr, want), func() error {
 		for range 10 {
-			pod, err := c.get(addr)
+			pod, err := d.get(addr)
 			if err == nil {
-				return fmt.Errorf("%s was answered by %s, want a refusal", addr, pod)
+				return fmt.Errorf("%s was answered by %s", addr, pod)
 			}
-			if !errors.Is(err, unix.ECONNREFUSED) {
-				return fmt.Errorf("want a refusal: %w", err)
+			if !errors.Is(err, want) {
+				return fmt.Errorf("want %v: %w", want, err)
 			}
 		}
 		return nil
 	})
 }
 
-// wantNobody fails the test unless, within settleTimeout, nobody can be reached
-// at addr: it is no Service's any more.
-func (c *cluster) wantNobody(t *testing.T, addr string) {
+// connection is one that lasts.
+type connection struct {
+	addr   string
+	conn   net.Conn
+	answer *bufio.Reader
+}
+
+// connect makes a connection that is closed when the test ends.
+func (d *dialer) connect(t *testing.T, addr string) *connection {
 	t.Helper()
-	testutil.Eventually(t, settleTimeout, addr+" belongs to nobody", func() error {
-		// The sandbox drops what has no owner, so one second is enough.
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		conn, err := c.clientPod.Dial(ctx, "tcp", addr)
-		if err == nil {
-			return errors.Join(errors.New("somebody accepts connections"), conn.Close())
-		}
-		return nil
-	})
+	conn, err := d.netns.Dial(t.Context(), "tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() }) // the server may have closed it first
+	return &connection{addr: addr, conn: conn, answer: bufio.NewReader(conn)}
+}
+
+// wantAnsweredBy fails the test unless a request on the connection is answered by
+// the given Pod.
+func (c *connection) wantAnsweredBy(t *testing.T, pod string) {
+	t.Helper()
+	if err := c.conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c.conn, "GET / HTTP/1.1\r\nHost: server\r\n\r\n"); err != nil {
+		t.Fatalf("the connection to %s is broken: %v", c.addr, err)
+	}
+	response, err := http.ReadResponse(c.answer, nil)
+	if err != nil {
+		t.Fatalf("the connection to %s is broken: %v", c.addr, err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil || !strings.HasPrefix(string(body), pod+" ") {
+		t.Errorf("the connection to %s was answered with %q, %v; want %s as before", c.addr, body, err, pod)
+	}
 }
 
 // load is a stream of requests that must not fail.
@@ -120,7 +180,7 @@ type load struct {
 
 // startLoad sends requests to addr, one after the other on new connections and
 // at most 500 in a second, until finish is called.
-func (c *cluster) startLoad(addr string) *load {
+func (d *dialer) startLoad(addr string) *load {
 	l := &load{addr: addr, stop: make(chan struct{})}
 	l.done.Go(func() {
 		// The control plane needs the processors as well.
@@ -132,7 +192,7 @@ func (c *cluster) startLoad(addr string) *load {
 				return
 			case <-pace.C:
 			}
-			_, err := c.get(addr)
+			_, err := d.get(addr)
 			l.mu.Lock()
 			l.requests++
 			if err != nil {

@@ -296,3 +296,107 @@ func TestTCPIsNeverEnded(t *testing.T) {
 		t.Errorf("send: %v", err)
 	}
 }
+
+// connected is world.connected for any client.
+func (c client) connected(t *testing.T, k kind, to netip.AddrPort) waiting {
+	t.Helper()
+	s := openUDP(t, c.ns, k)
+	must(t, s.connect(to))
+	return wait(s)
+}
+
+// wantLeft checks that the socket is as it was, then ends its reader.
+func (w waiting) wantLeft(t *testing.T, what string) {
+	t.Helper()
+	select {
+	case err := <-w.result:
+		t.Errorf("%s: the reader got %v", what, err)
+		return
+	default:
+	}
+	if w.peer() == (netip.AddrPort{}) {
+		t.Errorf("%s: it is not connected any more", what)
+	}
+	must(t, unix.Shutdown(w.fd, unix.SHUT_RDWR))
+	<-w.result
+}
+
+// TestSocketsOfEveryFrontend: semantics.md, "What survives" for UDP.
+func TestSocketsOfEveryFrontend(t *testing.T) {
+	inOneWorld(t, []worldTest{
+		{"they are ended when their backend goes", goneAtEveryFrontend},
+		{"those from before the first endpoint are ended when it comes", cameAtEveryFrontend},
+		{"those of denied clients are left", deniedClients},
+	})
+}
+
+// goneAtEveryFrontend when their backend goes: those of pods and of
+// processes on the node.
+func goneAtEveryFrontend(t *testing.T, w *world) {
+	w.needIterators(t)
+	for _, k := range kinds {
+		s := w.expose(t, nil, "a:8080")
+		stale := map[string]waiting{"the node's socket at loopback": w.process().connected(t, k, s.atLoopback(k))}
+		for _, f := range frontendKinds {
+			for _, c := range []client{w.pod(), w.process()} {
+				stale[c.name+" at the "+f.name] = c.connected(t, k, f.at(s, k))
+			}
+		}
+		s.set(t, "b:8080")
+		for name, c := range stale {
+			c.wantEnded(t, k.name+": "+name)
+		}
+		again := stale["a pod at the NodePort"]
+		must(t, again.connect(s.atNode(k)))
+		if got, from := again.askPeer(); got != "b:8080" || from != s.atNode(k) {
+			t.Errorf("%s: after a new connect %s answers from %v, want b:8080 from %v", k.name, got, from, s.atNode(k))
+		}
+	}
+}
+
+// cameAtEveryFrontend: semantics.md, "a UDP socket
+// connected … before the Service or its first endpoint existed".
+func cameAtEveryFrontend(t *testing.T, w *world) {
+	w.needIterators(t)
+	for _, k := range kinds {
+		s, local, other := w.expose(t, nil), w.expose(t, bothLocal), w.expose(t, nil)
+		local.on(t, "other", "b:8080")
+		early := map[string]waiting{
+			"a process at the NodePort":                    w.process().connected(t, k, s.atNode(k)),
+			"at a ClusterIP with endpoints elsewhere only": w.pod().connected(t, k, local.dial(k)),
+		}
+		for _, f := range frontendKinds {
+			early["at the "+f.name] = w.pod().connected(t, k, f.at(s, k))
+		}
+		w.listen(t, w.node.Namespace(), s.atLoopback(k), "node")
+		left := map[string]waiting{
+			"at another NodePort":                  w.pod().connected(t, k, other.atNode(k)),
+			"at that port of another address":      w.pod().connected(t, k, netip.AddrPortFrom(otherNodeAddr[k.family], s.nodePort)),
+			"at another port of the address":       w.pod().connected(t, k, netip.AddrPortFrom(s.balancers[k.family], 81)),
+			"at a local listener on the loopback":  w.process().connected(t, k, s.atLoopback(k)),
+			"at the local endpoint, by a NodePort": w.pod().connected(t, k, local.atNode(k)),
+		}
+		s.set(t, "a:8080")
+		local.on(t, nodeName, "a:8080")
+		for name, c := range early {
+			c.wantEnded(t, k.name+": "+name)
+		}
+		w.waitWalk(t)
+		for name, c := range left {
+			c.wantLeft(t, k.name+": "+name)
+		}
+	}
+}
+
+// deniedClients are not ended for a backend they cannot have.
+func deniedClients(t *testing.T, w *world) {
+	w.needIterators(t)
+	for _, k := range kinds {
+		s := w.expose(t, ranges("10.244.0.2/32", "fd00:244::2/128"))
+		allowed, deniedPod := w.pod().connected(t, k, s.atBalancer(k)), w.backendPod("b").connected(t, k, s.atBalancer(k))
+		s.set(t, "a:8080")
+		allowed.wantEnded(t, k.name)
+		w.waitWalk(t)
+		deniedPod.wantLeft(t, k.name+" of a pod outside of the ranges")
+	}
+}

@@ -52,10 +52,18 @@ func open(t testing.TB, ns *sandbox.Namespace, k kind, typ, protocol int) (*sock
 	if err != nil {
 		return nil, err
 	}
-	t.Cleanup(func() { unix.Close(s.fd) })
+	t.Cleanup(s.close)
 	limit := unix.NsecToTimeval(patience.Nanoseconds())
 	must(t, unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit))
 	return s, nil
+}
+
+// close ends the socket. Closing it twice does nothing.
+func (s *socket) close() {
+	if s.fd >= 0 {
+		_ = unix.Close(s.fd)
+	}
+	s.fd = -1
 }
 
 func openTCP(t testing.TB, ns *sandbox.Namespace, k kind) *socket {
@@ -103,6 +111,9 @@ func (s *socket) disconnect() error {
 func (s *socket) sendTo(to netip.AddrPort) error {
 	return unix.Sendto(s.fd, []byte("hello"), unix.MSG_NOSIGNAL, s.sockaddr(to))
 }
+
+// bind gives the socket a local address.
+func (s *socket) bind(to netip.AddrPort) error { return unix.Bind(s.fd, s.sockaddr(to)) }
 
 func (s *socket) send() error {
 	_, err := unix.Write(s.fd, []byte("hello"))

@@ -82,8 +82,8 @@ func TestSocketFollowsTheVIPToItsNewOwner(t *testing.T) {
 	old := w.service(t, lb.UDP, "a:8080")
 	c := openUDP(t, w.client, kinds[0])
 	wantAnswer(t, "before", c, old, "a:8080")
-	owner := lb.Service{Name: lb.Name{Namespace: "default", Name: "new"}, ClusterIPs: old.vips[:], Ports: []lb.Port{old.port}}
-	w.store.DeleteService(old.name)
+	owner := lb.Service{Name: lb.Name{Namespace: "default", Name: "new"}, ClusterIPs: old.vips[:], Ports: old.spec.Ports}
+	w.store.DeleteService(old.spec.Name)
 	w.store.SetService(owner)
 	for _, name := range []string{"b:8080", "c:8080"} {
 		at := backendAddr(name, 0)

@@ -241,30 +241,37 @@ func chiSquared(counts map[string]int) float64 {
 // getpeername shows the backend: see bpf/README.md.
 func TestMPTCP(t *testing.T) {
 	w := newWorld(t)
-	s, empty := w.service(t, lb.TCP, "a:8080"), w.service(t, lb.TCP)
+	s, empty := w.expose(t, nil, "a:8080"), w.expose(t, nil)
 	eachKind(t, func(t *testing.T, k kind) {
-		mptcp := func() *socket {
-			c, err := open(t, w.client, k, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+		mptcp := func(c client) *socket {
+			s, err := open(t, c.ns, k, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
 			if err != nil {
 				t.Skipf("this kernel has no MPTCP (CONFIG_MPTCP, CONFIG_MPTCP_IPV6): %v", err)
 			}
-			return c
+			return s
 		}
-		c := mptcp()
-		must(t, c.connect(s.dial(k)))
-		if got, _, err := c.receive(); err != nil || got != "a:8080" {
-			t.Errorf("connected to %q, %v; want a:8080", got, err)
+		wantReach := func(c client, to netip.AddrPort) {
+			t.Helper()
+			socket := mptcp(c)
+			must(t, socket.connect(to))
+			if got, _, err := socket.receive(); err != nil || got != "a:8080" {
+				t.Errorf("%s connected to %v is answered by %q, %v; want a:8080", c.name, to, got, err)
+			}
 		}
-		wantErr(t, "no backend", mptcp().connect(empty.dial(k)), unix.ECONNREFUSED)
+		for _, f := range frontendKinds {
+			wantReach(w.pod(), f.at(s, k))
+			wantErr(t, "no backend at the "+f.name, mptcp(w.pod()).connect(f.at(empty, k)), unix.ECONNREFUSED)
+		}
+		wantReach(w.process(), s.atNode(k))
+		wantReach(w.process(), s.atLoopback(k))
 	})
 }
 
-// TestOtherProtocolsAreUntouched: a VIP means nothing to sockets that are neither
-// TCP nor UDP, whatever protocol number a raw socket carries.
+// TestOtherProtocolsAreUntouched: a frontend means nothing to sockets that are
+// neither TCP nor UDP, whatever protocol number a raw socket carries.
 func TestOtherProtocolsAreUntouched(t *testing.T) {
 	w := newWorld(t)
-	w.service(t, lb.TCP, "a:8080")
-	s := w.service(t, lb.UDP, "a:8080")
+	s := w.expose(t, nil, "a:8080")
 	must(t, w.client.Do(func() error {
 		return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0)
 	}))
@@ -282,44 +289,47 @@ func TestOtherProtocolsAreUntouched(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			for _, k := range kinds[:2] {
-				c, err := open(t, w.client, k, tc.typ[k.family], tc.protocol[k.family])
-				if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT) {
-					t.Skipf("this kernel has no %s: %v", tc.name, err)
-				}
-				must(t, err)
-				counted := w.counters(t, func() {
-					if tc.name == "SCTP" {
-						connectNonblocking(t, c, s.dial(k))
-						return
+				for _, f := range frontendKinds {
+					to := f.at(s, k)
+					c, err := open(t, w.client, k, tc.typ[k.family], tc.protocol[k.family])
+					if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT) {
+						t.Skipf("this kernel has no %s: %v", tc.name, err)
 					}
-					must(t, c.connect(s.dial(k)))
-					if tc.typ[0] == unix.SOCK_RAW { // a raw socket's port is its protocol
-						wantAddr(t, "getpeername", netip.AddrPortFrom(c.peer().Addr(), 0), netip.AddrPortFrom(s.vips[k.family], 0))
-					} else {
-						wantAddr(t, "getpeername", c.peer(), s.dial(k))
-					}
-					must(t, c.disconnect())
-					if tc.name != "ping" { // whose datagrams must be echo requests
-						err := c.sendTo(rawPort(tc.typ[0], s.dial(k)))
-						if err != nil {
-							t.Errorf("sendto: %v", err)
+					must(t, err)
+					counted := w.counters(t, func() {
+						if tc.name == "SCTP" {
+							connectNonblocking(t, c, to)
+						} else {
+							// A ping socket's datagrams must be echo requests.
+							wantUntouched(t, c, to, tc.typ[0] == unix.SOCK_RAW, tc.name != "ping")
 						}
+					})
+					if len(counted) > 0 {
+						t.Errorf("%s to the %s was counted: %v", k.name, f.name, counted)
 					}
-				})
-				if len(counted) > 0 {
-					t.Errorf("%s was counted: %v", k.name, counted)
 				}
 			}
 		})
 	}
 }
 
-// rawPort is ap for any socket: a raw IPv6 socket takes no port but its protocol.
-func rawPort(typ int, ap netip.AddrPort) netip.AddrPort {
-	if typ == unix.SOCK_RAW {
-		return netip.AddrPortFrom(ap.Addr(), 0)
+// wantUntouched connects a socket and, if it can send, sends on it; a raw socket's
+// port is its protocol.
+func wantUntouched(t *testing.T, c *socket, to netip.AddrPort, raw, sends bool) {
+	t.Helper()
+	must(t, c.connect(to))
+	if raw {
+		wantAddr(t, "getpeername", netip.AddrPortFrom(c.peer().Addr(), 0), netip.AddrPortFrom(to.Addr(), 0))
+		to = netip.AddrPortFrom(to.Addr(), 0) // a raw IPv6 socket takes no other
+	} else {
+		wantAddr(t, "getpeername", c.peer(), to)
 	}
-	return ap
+	must(t, c.disconnect())
+	if sends {
+		if err := c.sendTo(to); err != nil {
+			t.Errorf("sendto %v: %v", to, err)
+		}
+	}
 }
 
 // connectNonblocking begins to connect to somebody who will never answer.

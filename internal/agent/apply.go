@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package agent
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/fairlead-lb/fairlead/internal/datapath"
+	"github.com/fairlead-lb/fairlead/internal/health"
+	"github.com/fairlead-lb/fairlead/internal/lb"
+	"github.com/fairlead-lb/fairlead/internal/logfield"
+	"github.com/fairlead-lb/fairlead/internal/metrics"
+	"github.com/fairlead-lb/fairlead/internal/reconciler"
+	"github.com/fairlead-lb/fairlead/internal/reflector"
+)
+
+// apply brings the kernel up to date. Nothing is written, and so nothing
+// deleted, before Services and EndpointSlices have both arrived as a whole.
+func (a *agent) apply(start time.Time) {
+	switch {
+	case !a.synced.complete():
+		return
+	case !a.applied:
+		all := a.store.All()
+		r := a.reconciler.ApplyAll(all)
+		a.applied = true
+		a.finish(start, r, true)
+		a.healthPorts(all)
+		a.log.Info("synced", logfield.Writes(r.Writes+r.Deletes), logfield.Took(time.Since(a.state.Started)))
+		a.removeOldLinks()
+		a.forgetAffinities()
+		a.askWalk(nil)
+	default:
+		delta := a.store.Changes()
+		if delta.Empty() {
+			a.health.Applied()
+			a.metrics.Settled()
+			a.programmed()
+			return
+		}
+		a.finish(start, a.reconciler.Apply(delta), false)
+		a.healthPorts(delta)
+	}
+}
+
+// removeOldLinks ends the programs of an older version, whose work ours do now.
+func (a *agent) removeOldLinks() {
+	removed, err := datapath.RemoveOldLinks(a.root)
+	if err != nil {
+		a.log.Warn("hooks of an older version cannot be removed; both serve the node", logfield.Error(err))
+	}
+	if len(removed) > 0 {
+		a.log.Info("took over from an older version", logfield.Count(len(removed)))
+	}
+}
+
+// healthPorts brings what health check node ports answer up to date.
+func (a *agent) healthPorts(delta lb.Delta) {
+	if len(delta.NodeAddresses) > 0 || !a.listening {
+		a.healthAddresses(delta)
+	}
+	if len(delta.Health) == 0 {
+		return
+	}
+	for key, h := range delta.Health {
+		if h.Port == 0 {
+			delete(a.healths, key)
+		} else {
+			a.healths[key] = h
+		}
+	}
+	want := make([]health.ServiceHealth, 0, len(a.healths))
+	for _, key := range slices.SortedFunc(maps.Keys(a.healths), lb.ServiceFamily.Compare) {
+		h := a.healths[key]
+		want = append(want, health.ServiceHealth{
+			Name: key.Service, Port: h.Port, Family: key.Family, LocalEndpoints: h.Local,
+		})
+	}
+	a.ports.Sync(want)
+}
+
+// healthAddresses tells where health check node ports are opened: where NodePorts
+// are reached, as kube-proxy does.
+func (a *agent) healthAddresses(delta lb.Delta) {
+	a.listening = true
+	for addr, kind := range delta.NodeAddresses {
+		a.open[addr] = kind
+	}
+	var addresses []netip.Addr
+	for _, family := range []lb.Family{lb.IPv4, lb.IPv6} {
+		if a.store.NodePorts().All(family) {
+			addresses = append(addresses, lb.Unspecified(family))
+			continue
+		}
+		for addr, kind := range a.open {
+			if kind == lb.NodeAddressOpen && lb.FamilyOf(addr) == family {
+				addresses = append(addresses, addr)
+			}
+		}
+	}
+	slices.SortFunc(addresses, netip.Addr.Compare)
+	a.ports.SetAddresses(addresses)
+}
+
+// portReport says that a health check node port cannot be opened, or can at last.
+// It may be called from any goroutine.
+func portReport(node string, recorder reflector.Recorder, log *zap.Logger) func(health.PortReport) {
+	return func(r health.PortReport) {
+		if r.Err == nil {
+			log.Info("health check node port: no trouble any more", logfield.Service(r.Service), logfield.Address(r.Address.String()))
+			return
+		}
+		log.Warn("health check node port cannot be opened; trying again",
+			logfield.Service(r.Service), logfield.Address(r.Address.String()), logfield.Error(r.Err))
+		recorder.Service(r.Service, reflector.Notice{
+			Warning: true, Reason: "FailedToStartServiceHealthcheck", Action: "Listen",
+			Note: fmt.Sprintf("node %s failed to open the health check node port at %v: %v", node, r.Address, r.Err),
+		})
+	}
+}
+
+// repair compares what the kernel really holds with what is wanted.
+func (a *agent) repair() {
+	if !a.applied {
+		return
+	}
+	start := time.Now()
+	held, err := a.datapath.Load()
+	if err != nil {
+		a.log.Warn("repair: the kernel's tables cannot be read", logfield.Error(err))
+		return
+	}
+	// Against what we have written, not against what is wanted: a Service that
+	// cannot be written is no damage.
+	if n := held.Differences(a.reconciler.Tables()); n > 0 {
+		a.metrics.RepairedRows.Add(float64(n))
+		a.log.Warn("rows were missing or wrong in the kernel; repairing them", logfield.Count(n))
+	}
+	a.reconciler.Adopt(held)
+	r := a.reconciler.ApplyAll(a.store.All())
+	a.finish(start, r, true)
+	a.forgetAffinities()
+	a.askWalk(nil)
+}
+
+// finish does what follows from an apply.
+func (a *agent) finish(start time.Time, r reconciler.Result, full bool) {
+	a.lastApply = time.Now()
+	a.health.Applied()
+	a.metrics.Synced(start, full)
+	a.programmed()
+	a.metrics.FailedServices.Set(float64(len(r.Failed)))
+	a.log.Debug("applied", logfield.Writes(r.Writes), logfield.Deletes(r.Deletes), logfield.Took(time.Since(start)))
+	a.logFailures(r.Failed)
+	a.scheduleRetry(a.reconciler.Pending(), r.Deletes > 0)
+	if a.fresh {
+		// Whoever served these addresses before us, kube-proxy say, serves the
+		// sockets that are connected to them by kernel conntrack.
+		r.Answered = nil
+		a.fresh = a.reconciler.Pending()
+	}
+	if r.Deletes > 0 {
+		a.ticket++
+	}
+	if r.Unremembered {
+		a.forgetAffinities()
+	}
+	if r.Deletes > 0 || len(r.Answered) > 0 {
+		a.askWalk(r.Answered)
+	}
+	a.state.Synced = a.lastApply
+	if err := a.datapath.SetAgentState(a.state); err != nil {
+		a.log.Warn("status cannot be updated", logfield.Error(err))
+	}
+}
+
+// logFailures logs the first failure of a Service and its end, not each try.
+func (a *agent) logFailures(failed map[lb.Name]error) {
+	for name, err := range failed {
+		if a.failing[name] != err.Error() {
+			a.failing[name] = err.Error()
+			if name == (lb.Name{}) {
+				a.log.Error("rows that belong to no Service cannot be written; Services go on", logfield.Error(err))
+				continue
+			}
+			a.log.Error("service cannot be programmed; others go on", logfield.Service(name), logfield.Error(err))
+		}
+	}
+	for name := range a.failing {
+		if failed[name] == nil {
+			delete(a.failing, name)
+			if name == (lb.Name{}) {
+				a.log.Info("rows that belong to no Service are written at last")
+				continue
+			}
+			a.log.Info("service has no problem any more: it is programmed, or gone", logfield.Service(name))
+		}
+	}
+}
+
+// scheduleRetry arms the timer while something is left to do. Other changes do
+// not put it off, and room that has just been made brings it forward.
+func (a *agent) scheduleRetry(pending, room bool) {
+	if !pending || room {
+		a.retryAfter = retryFirst
+	}
+	if !pending {
+		a.retryAt = time.Time{}
+		a.retry.Stop()
+		return
+	}
+	if at := time.Now().Add(a.retryAfter); a.retryAt.IsZero() || at.Before(a.retryAt) {
+		a.retryAt = at
+		a.retry.Reset(a.retryAfter)
+	}
+}
+
+// programmed measures how long the changes of endpoints that are now in the kernel
+// took, and says how many services lack a local endpoint.
+func (a *agent) programmed() {
+	for key, triggers := range a.triggers {
+		for _, at := range triggers {
+			a.metrics.NetworkProgramming(key.Family, at)
+		}
+	}
+	clear(a.triggers)
+	for _, family := range []lb.Family{lb.IPv4, lb.IPv6} {
+		n := a.store.NoLocal(family)
+		a.metrics.NoLocalEndpoints(metrics.PolicyInternal, family, n.Internal)
+		a.metrics.NoLocalEndpoints(metrics.PolicyExternal, family, n.External)
+	}
+}

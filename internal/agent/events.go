@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package agent
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
+	"github.com/fairlead-lb/fairlead/internal/logfield"
+	"github.com/fairlead-lb/fairlead/internal/reflector"
+)
+
+// synced tells what has arrived as a whole. Nothing is written before all of it
+// has: an apply without the Node, say, would take all its NodePorts away.
+type synced struct {
+	services, slices, node, serviceCIDRs, addresses bool
+}
+
+func (s synced) complete() bool { return s == synced{true, true, true, true, true} }
+
+// take enters one event into the store.
+func (a *agent) take(ev reflector.Event) {
+	switch ev := ev.(type) {
+	case reflector.ServicesReplaced:
+		a.synced.services = true
+		a.metrics.ServiceChanges(a.store.ReplaceServices(ev.Services))
+	case reflector.ServiceSet:
+		a.metrics.ServiceChanges(count(a.store.SetService(ev.Service)))
+	case reflector.ServiceGone:
+		a.metrics.ServiceChanges(count(a.store.DeleteService(ev.Name)))
+	case reflector.SlicesReplaced:
+		a.synced.slices = true
+		a.metrics.EndpointChanges(a.store.ReplaceSlices(ev.Slices))
+		for _, slice := range ev.Slices {
+			a.triggered(slice, ev.Triggers[slice.Name])
+		}
+	case reflector.SliceSet:
+		a.metrics.EndpointChanges(count(a.store.SetSlice(ev.Slice)))
+		a.triggered(ev.Slice, ev.Trigger)
+	case reflector.SliceGone:
+		a.metrics.EndpointChanges(count(a.store.DeleteSlice(ev.Name)))
+		delete(a.triggers, lb.ServiceFamily{Service: lb.Name{Namespace: ev.Name.Namespace, Name: ev.Service}, Family: ev.Family})
+	case reflector.NodeSet:
+		a.synced.node = true
+		a.nodeSet(ev.Node)
+	case reflector.NodeGone:
+		a.synced.node = true
+		a.nodeGone()
+	case reflector.ServiceCIDRsReplaced:
+		a.synced.serviceCIDRs = true
+		a.store.SetServiceCIDRs(ev.Prefixes)
+	case reflector.Warning:
+		a.metrics.Warnings.Inc()
+		a.log.Warn("left out", logfield.Object(ev.Object), logfield.Reason(ev.Text))
+		return
+	}
+	a.metrics.Queued()
+	a.health.Queued()
+}
+
+func count(changed bool) int {
+	if changed {
+		return 1
+	}
+	return 0
+}
+
+// triggered takes note of when a change of endpoints happened that is to reach the
+// kernel now: how long it takes is measured.
+func (a *agent) triggered(slice lb.Slice, at time.Time) {
+	if !at.IsZero() {
+		key := lb.ServiceFamily{Service: lb.Name{Namespace: slice.Name.Namespace, Name: slice.Service}, Family: slice.Family}
+		a.triggers[key] = append(a.triggers[key], at)
+	}
+}
+
+func (a *agent) nodeSet(node lb.Node) {
+	if a.nodeAddress.IsValid() {
+		node.Addresses = slices.DeleteFunc(slices.Clone(node.Addresses), func(addr netip.Addr) bool {
+			return lb.FamilyOf(addr) == lb.FamilyOf(a.nodeAddress)
+		})
+		node.Addresses = append(node.Addresses, a.nodeAddress)
+	}
+	a.store.SetNodePorts(a.nodePorts)
+	a.store.SetNode(node)
+	a.health.SetNodeEligible(node.Eligible)
+	if len(node.Addresses) == 0 && a.nodePorts.Primary {
+		a.log.Warn("the Node has no address: NodePorts are not reached at any but the loopback address")
+	}
+}
+
+// nodeGone is for a Node that does not exist or is not known. From files that is
+// no fault: NodePorts are at every local address then, and the node is eligible.
+func (a *agent) nodeGone() {
+	a.store.SetNode(lb.Node{})
+	if !a.nodeOptional {
+		a.health.SetNodeEligible(false)
+		a.log.Warn("the API server has no Node of this name; its zone and addresses are unknown (check --node-name)")
+		return
+	}
+	ports := a.nodePorts
+	ports.Primary = false
+	a.store.SetNodePorts(ports)
+	a.health.SetNodeEligible(true)
+}
+
+func (a *agent) addressesChanged(addresses []netip.Addr) {
+	a.synced.addresses = true
+	a.store.SetLocalAddresses(addresses)
+	a.log.Debug("local addresses", logfield.Count(len(addresses)))
+	a.health.Queued()
+}

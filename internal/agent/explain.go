@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead-lb/fairlead/internal/datapath"
+	"github.com/fairlead-lb/fairlead/internal/inspect"
+	"github.com/fairlead-lb/fairlead/internal/lb"
+	"github.com/fairlead-lb/fairlead/internal/logfield"
+	"github.com/fairlead-lb/fairlead/internal/reflector"
+)
+
+const (
+	runDir         = "/run/fairlead"
+	defaultBPFRoot = "/sys/fs/bpf/fairlead"
+)
+
+// SocketPath returns where the agent with this --bpf-root listens for questions
+// unless it was told otherwise. Every root has a path of its own.
+func SocketPath(bpfRoot string) string {
+	if abs, err := filepath.Abs(bpfRoot); err == nil {
+		bpfRoot = abs // fails only where there is no working directory
+	}
+	if bpfRoot == defaultBPFRoot {
+		return filepath.Join(runDir, "agent.sock")
+	}
+	sum := sha256.Sum256([]byte(bpfRoot))
+	return filepath.Join(runDir, fmt.Sprintf("agent-%x.sock", sum[:6]))
+}
+
+// ask is a question to the agent's goroutine.
+type ask struct {
+	query      lb.Query
+	client     netip.Addr // invalid when nobody's affinity is asked about
+	tables     lb.Tables  // what the kernel holds
+	affinities []datapath.AffinityEntry
+	answer     chan<- answer
+}
+
+type answer struct {
+	explanation lb.Explanation
+	err         error
+}
+
+// explain answers what a client gets, and compares it with the kernel.
+func (a *agent) explain(q ask) answer {
+	if !a.applied {
+		return answer{err: errors.New("the agent has not synced with its source yet")}
+	}
+	// Processes on the node are asked about by any of its addresses.
+	var node uint64
+	if a.store.IsLocal(q.client) {
+		node = a.state.NetnsCookie
+	}
+	e, err := a.store.Explain(q.query)
+	for i := range e.Ports {
+		p := &e.Ports[i]
+		p.Kernel = a.store.Compare(p.Key(), q.tables)
+		p.Affinity = inspect.ClientAffinities(q.tables, q.affinities, p.Key(), q.client, node)
+	}
+	return answer{e, err}
+}
+
+// listenForQuestions answers on a Unix socket that only root can use, until ctx
+// ends. An agent that cannot be asked serves all the same.
+func (a *agent) listenForQuestions(ctx context.Context, path string) {
+	l, err := listenUnix(path)
+	if err != nil {
+		a.log.Warn("fairlead explain cannot ask this agent", logfield.Socket(path), logfield.Error(err))
+		return
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /explain", func(w http.ResponseWriter, r *http.Request) { a.answerExplain(w, r) })
+	if err := serveOn(ctx, l, mux); err != nil && ctx.Err() == nil {
+		a.log.Warn("fairlead explain cannot ask this agent any more", logfield.Socket(path), logfield.Error(err))
+	}
+}
+
+// listenUnix makes the socket in place of one that nobody listens on any more.
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("make directory for the socket: %w", err)
+	}
+	// The lock on the BPF root has kept a second agent away by now, so this is
+	// what one that was killed has left, or one with another root and the same
+	// --socket.
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = conn.Close()
+		return nil, errors.New("another process listens there (give --socket)")
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	// Nobody else may connect in the moment before chmod: the umask is the whole
+	// process's, the directory is ours.
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (a *agent) answerExplain(w http.ResponseWriter, r *http.Request) {
+	q, err := parseAsk(r.URL.Query())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	var got answer
+	// A change between reading the tables and asking looks like a difference.
+	for try := 0; try < 3; try++ {
+		if got, err = a.ask(r.Context(), q); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		if !slices.ContainsFunc(got.explanation.Ports, func(p lb.ExplainedPort) bool { return len(p.Kernel) > 0 }) {
+			break
+		}
+	}
+	if got.err != nil {
+		http.Error(w, got.err.Error(), http.StatusNotFound)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	// The client may be gone; there is nobody to tell.
+	_ = json.NewEncoder(w).Encode(got.explanation)
+}
+
+// ask reads the kernel's tables and puts the question to the agent's goroutine.
+func (a *agent) ask(ctx context.Context, q ask) (answer, error) {
+	var err error
+	if q.tables, err = a.datapath.Load(); err != nil {
+		return answer{}, err
+	}
+	if q.client.IsValid() {
+		if q.affinities, err = a.datapath.Affinities(); err != nil {
+			return answer{}, err
+		}
+	}
+	reply := make(chan answer, 1)
+	q.answer = reply
+	select {
+	case a.asks <- q:
+		return <-reply, nil
+	case <-ctx.Done():
+		return answer{}, ctx.Err()
+	}
+}
+
+func queryValues(q lb.Query, client netip.Addr) url.Values {
+	v := url.Values{}
+	if q.VIP.IsValid() {
+		v.Set("vip", q.VIP.String())
+		v.Set("number", strconv.Itoa(int(q.Number)))
+	} else {
+		v.Set("namespace", q.Service.Namespace)
+		v.Set("name", q.Service.Name)
+		v.Set("port", q.Port)
+	}
+	if client.IsValid() {
+		v.Set("client", client.String())
+	}
+	return v
+}
+
+func parseAsk(v url.Values) (ask, error) {
+	q := ask{query: lb.Query{Service: lb.Name{Namespace: v.Get("namespace"), Name: v.Get("name")}, Port: v.Get("port")}}
+	var err error
+	if text := v.Get("vip"); text != "" {
+		if q.query.VIP, err = netip.ParseAddr(text); err != nil {
+			return q, fmt.Errorf("vip: %w", err)
+		}
+		n, err := strconv.ParseUint(v.Get("number"), 10, 16)
+		if err != nil {
+			return q, fmt.Errorf("number: %w", err)
+		}
+		q.query.Number = uint16(n)
+	}
+	if text := v.Get("client"); text != "" {
+		if q.client, err = netip.ParseAddr(text); err != nil {
+			return q, fmt.Errorf("client: %w", err)
+		}
+	}
+	return q, nil
+}
+
+// AskExplain puts a question to the agent that listens on socket; client is valid
+// when a client's affinity is asked about. The error says in one line that no
+// agent answers there, or what the agent has against the question.
+func AskExplain(ctx context.Context, socket string, q lb.Query, client netip.Addr) (lb.Explanation, error) {
+	var e lb.Explanation
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}
+	c := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 30 * time.Second}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/explain?"+queryValues(q, client).Encode(), nil)
+	if err != nil {
+		return e, err
+	}
+	response, err := c.Do(request)
+	if err != nil {
+		return e, askFailed(socket, err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 1024))
+		return e, errors.New(strings.TrimSpace(string(text)))
+	}
+	if err := json.NewDecoder(response.Body).Decode(&e); err != nil {
+		return e, fmt.Errorf("read the agent's answer: %w", err)
+	}
+	return e, nil
+}
+
+func askFailed(socket string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Errorf("no agent answers at %s (is it running with this --bpf-root? or give --source file:DIR)", socket)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("ask the agent at %s: %w (run as root)", socket, errors.Unwrap(err))
+	default:
+		return fmt.Errorf("ask the agent at %s: %w", socket, err)
+	}
+}
+
+// ReadStore fills store with what a source says, once it has said everything it
+// has. Warnings are passed to warn. The error is the source's, or ctx's.
+func ReadStore(ctx context.Context, src reflector.Source, store *lb.Store, warn func(reflector.Warning)) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	events := make(chan reflector.Event)
+	ended := make(chan error, 1)
+	go func() { ended <- src.Run(ctx, events) }()
+	all := synced{addresses: true}
+	for !all.complete() {
+		select {
+		case err := <-ended:
+			if err == nil {
+				err = ctx.Err()
+			}
+			return err
+		case ev := <-events:
+			switch ev := ev.(type) {
+			case reflector.ServicesReplaced:
+				all.services = true
+				store.ReplaceServices(ev.Services)
+			case reflector.SlicesReplaced:
+				all.slices = true
+				store.ReplaceSlices(ev.Slices)
+			case reflector.NodeSet:
+				all.node = true
+				store.SetNode(ev.Node)
+			case reflector.NodeGone:
+				all.node = true
+			case reflector.ServiceCIDRsReplaced:
+				all.serviceCIDRs = true
+				store.SetServiceCIDRs(ev.Prefixes)
+			case reflector.Warning:
+				warn(ev)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package agent
+
+import (
+	"github.com/fairlead-lb/fairlead/internal/datapath"
+	"github.com/fairlead-lb/fairlead/internal/lb"
+	"github.com/fairlead-lb/fairlead/internal/logfield"
+	"github.com/fairlead-lb/fairlead/internal/metrics"
+	"github.com/fairlead-lb/fairlead/internal/sockets"
+)
+
+// askWalk has stale sockets looked for.
+func (a *agent) askWalk(answered []lb.FrontendKey) {
+	if a.walks {
+		a.ender.Ask(sockets.Request{Answered: answered, Ticket: a.ticket})
+		return
+	}
+	// What sockets remember cannot be seen, and it does not matter: for a
+	// datagram VIP, service and member must all agree, and whether a connected
+	// socket's backend has gone is what cannot be found out here anyway.
+	a.reconciler.FreeIDs(func(lb.ServiceID) bool { return false })
+}
+
+// walked takes the result of a walk.
+func (a *agent) walked(r sockets.Report) {
+	a.metrics.SocketsEnded.WithLabelValues(metrics.ReasonBackendGone).Add(float64(r.Gone))
+	a.metrics.SocketsEnded.WithLabelValues(metrics.ReasonBackendCame).Add(float64(r.Came))
+	if r.Gone+r.Came > 0 {
+		a.log.Info("ended UDP sockets so that they connect anew",
+			logfield.BackendGone(r.Gone), logfield.BackendCame(r.Came))
+	}
+	if r.Err != nil {
+		a.metrics.SocketWalksFailed.Inc()
+		if !a.walkFailing {
+			a.log.Warn("looking for stale UDP sockets failed", logfield.Error(r.Err))
+		}
+		a.walkFailing = true
+	} else if a.walkFailing {
+		a.walkFailing = false
+		a.log.Info("looking for stale UDP sockets works again")
+	}
+	// An ID that came to rest after the walk began may be in use unseen.
+	if r.InUse != nil && r.Ticket == a.ticket {
+		a.reconciler.FreeIDs(func(id lb.ServiceID) bool { return r.InUse[id] })
+	}
+}
+
+// forgetAffinities deletes the entries of clients whose backend has left every
+// set of its service, or whose service has no affinity any more. No program uses
+// them, but if the backend came back its clients would come back to it, and an
+// entry keeps its service ID from being used again.
+func (a *agent) forgetAffinities() {
+	n, err := a.datapath.ForgetAffinities(func(e datapath.AffinityEntry) bool {
+		for side := range lb.Side(lb.Sides) {
+			if a.reconciler.HasMember(lb.Member{Service: e.Service, Backend: e.Backend, Use: lb.UseOn(side)}) {
+				return false
+			}
+		}
+		return true
+	})
+	if err != nil {
+		a.log.Warn("clients of backends that are gone cannot be forgotten", logfield.Error(err))
+	}
+	a.log.Debug("affinities forgotten", logfield.Count(n))
+}

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The Fairlead Authors
+
+package reconciler
+
+import (
+	"fmt"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
+)
+
+// syncService makes the service of sp lead to the wanted backends and follow
+// the wanted rules. Rows that are to leave are still there when it returns.
+func (p *pass) syncService(sp lb.ServicePort) error {
+	s, err := p.ensureService(sp)
+	if err != nil {
+		return err
+	}
+	if err := add(p, &s.members, without(p.wantedMembers(s), s.members), p.kernel.SetMember); err != nil {
+		return err
+	}
+	if err := add(p, &s.sources, without(p.wantedSources(s), s.sources), p.kernel.SetSource); err != nil {
+		return err
+	}
+	want := p.want.Services[sp]
+	opts := options{want.Affinity, want.Restricted, want.NodeAllowed}
+	// As long as the options say that there is an affinity, members have what is
+	// in the slots. So it ends before these change and begins after.
+	if opts.affinity == 0 {
+		if err := p.setOptions(s, opts); err != nil {
+			return err
+		}
+	}
+	if err := p.setSides(s, &want.Sides); err != nil {
+		return err
+	}
+	return p.setOptions(s, opts)
+}
+
+// ensureService returns the service of that name, new if there is none.
+func (p *pass) ensureService(sp lb.ServicePort) (*service, error) {
+	if s := p.have.named(sp); s != nil {
+		return s, nil
+	}
+	id, ok := p.ids.Alloc()
+	if !ok {
+		return nil, fmt.Errorf("no room: all %d service IDs are in use or were until lately (raise --max-services)",
+			max(p.limits.Services-1, 0))
+	}
+	if err := p.kernel.SetName(id, sp); err != nil {
+		p.ids.Return(id)
+		return nil, err
+	}
+	p.result.Writes++
+	s := p.have.service(id)
+	s.name = sp
+	p.have.ids[sp] = id
+	return s, nil
+}
+
+// wantedMembers returns the rows that members should have for s, sorted.
+func (p *pass) wantedMembers(s *service) []lb.Member {
+	want := p.want.Services[s.name]
+	var out []lb.Member
+	add := func(use lb.Use, backends []lb.Backend) {
+		for _, b := range backends {
+			out = append(out, lb.Member{Service: s.id, Backend: b, Use: use})
+		}
+	}
+	if s.name.Protocol.Remembers() {
+		add(lb.UseServing, want.Serving)
+	}
+	if want.Affinity > 0 {
+		for i, set := range want.Sides {
+			add(lb.UseOn(lb.Side(i)), set.Backends)
+		}
+	}
+	return out
+}
+
+// wantedSources returns the rows that sources should have for s, sorted.
+func (p *pass) wantedSources(s *service) []lb.Source {
+	prefixes := p.want.Services[s.name].Sources
+	out := make([]lb.Source, 0, len(prefixes))
+	for _, prefix := range prefixes {
+		out = append(out, lb.Source{Service: s.id, Prefix: prefix})
+	}
+	return out
+}
+
+// leavers returns the members and sources of s that are not wanted.
+func (p *pass) leavers(s *service) leavers {
+	return leavers{
+		service: s,
+		members: without(s.members, p.wantedMembers(s)),
+		sources: without(s.sources, p.wantedSources(s)),
+	}
+}
+
+// deleteLeavers deletes these rows.
+func (p *pass) deleteLeavers(gone leavers) error {
+	if err := p.deleteMembers(gone.service, gone.members); err != nil {
+		return err
+	}
+	return p.deleteSources(gone.service, gone.sources)
+}
+
+// deleteMembers deletes those of the members of s.
+func (p *pass) deleteMembers(s *service, gone []lb.Member) error {
+	return remove(p, &s.members, gone, func(m lb.Member) error {
+		if err := p.kernel.DeleteMember(m); err != nil {
+			return err
+		}
+		if m.Use == lb.UseServing {
+			p.result.Stranded = true
+		} else {
+			p.result.Unremembered = true
+		}
+		return nil
+	})
+}
+
+// deleteSources deletes those of the sources of s.
+func (p *pass) deleteSources(s *service, gone []lb.Source) error {
+	return remove(p, &s.sources, gone, p.kernel.DeleteSource)
+}
+
+// add writes the missing rows and adds them to those that the kernel has.
+func add[T row[T]](p *pass, have *[]T, missing []T, write func(T) error) error {
+	if len(missing) == 0 {
+		return nil
+	}
+	done, err := each(missing, write)
+	p.result.Writes += done
+	*have = union(*have, missing[:done])
+	return err
+}
+
+// remove deletes the rows in gone and takes them out of those that the kernel
+// has.
+func remove[T row[T]](p *pass, have *[]T, gone []T, write func(T) error) error {
+	done, err := each(gone, write)
+	p.result.Deletes += done
+	*have = without(*have, gone[:done])
+	return err
+}
+
+// each calls write for one row after the other, until there is an error. It
+// returns for how many there was none.
+func each[T any](rows []T, write func(T) error) (done int, err error) {
+	for i, r := range rows {
+		if err := write(r); err != nil {
+			return i, err
+		}
+	}
+	return len(rows), nil
+}
+
+// setOptions makes the options of s these, unless they are. Programs that have
+// read the old ones may go on asking for rows that the new ones have no use for.
+func (p *pass) setOptions(s *service, opts options) error {
+	old := s.options
+	if err := p.writeOptions(s, opts); err != nil {
+		return err
+	}
+	if old.affinity > 0 && opts.affinity == 0 || old.restricted && !opts.restricted {
+		p.waiting[s.name.Service] = struct{}{}
+	}
+	return nil
+}
+
+// writeOptions makes the options of s these, unless they are.
+func (p *pass) writeOptions(s *service, opts options) error {
+	if s.options == opts {
+		return nil
+	}
+	row := lb.ServiceRow{Affinity: opts.affinity, Restricted: opts.restricted, NodeAllowed: opts.nodeAllowed}
+	if err := p.kernel.SetOptions(s.id, row); err != nil {
+		return err
+	}
+	p.result.Writes++
+	s.options = opts
+	return nil
+}
+
+// setSides makes each side of s lead to its set, unless it does.
+func (p *pass) setSides(s *service, sets *[lb.Sides]lb.Set) error {
+	before := s.sides
+	defer func() {
+		for _, r := range s.abandoned(before) {
+			p.blocks.Release(r.Base, int(r.Count))
+		}
+	}()
+	for i, set := range sets {
+		if s.sides[i].holds(set) {
+			continue
+		}
+		if err := p.setSide(s, lb.Side(i), set, &before); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setSide makes a side of s lead to set: to the block of another side, also of
+// one that had it before, if that holds the same, else to a new one.
+func (p *pass) setSide(s *service, i lb.Side, set lb.Set, before *[lb.Sides]side) error {
+	old := s.sides[i]
+	next, shared := s.blockOf(set, before)
+	if !shared && len(set.Backends) > 0 {
+		base, err := p.writeBlock(set.Backends)
+		if err != nil {
+			return err
+		}
+		next = side{Range: lb.Range{Base: base, Count: uint16(len(set.Backends))}, slots: set.Backends, block: true}
+	}
+	if next.block {
+		next.Range = old.Next(next.Base, int(next.Count))
+	} else {
+		next.Range = old.NextEmpty(set.Elsewhere)
+	}
+	if err := p.kernel.SetRange(s.id, i, next.Range); err != nil {
+		if next.block && !shared {
+			p.blocks.Return(next.Base, int(next.Count))
+		}
+		return err
+	}
+	p.result.Writes++
+	s.sides[i] = next
+	if old.Count > 0 {
+		p.waiting[s.name.Service] = struct{}{}
+	} else {
+		p.answered(s, i)
+	}
+	return nil
+}
+
+// blockOf returns a side of s, as they are or as they were before, whose block
+// holds what is in set.
+func (s *service) blockOf(set lb.Set, before *[lb.Sides]side) (found side, ok bool) {
+	for _, sides := range [...]*[lb.Sides]side{&s.sides, before} {
+		for _, candidate := range sides {
+			if candidate.block && candidate.holds(set) {
+				return candidate, true
+			}
+		}
+	}
+	return side{}, false
+}
+
+// answered notes the frontends of s on a side that had no backends until now.
+func (p *pass) answered(s *service, i lb.Side) {
+	for _, key := range s.frontends {
+		if key.Protocol == lb.UDP && p.have.frontends[key].Kind.Inside() == i {
+			p.result.Answered = append(p.result.Answered, key)
+		}
+	}
+}
+
+// writeBlock writes backends, of which there is at least one, into slots that
+// nobody reads and returns the first slot.
+func (p *pass) writeBlock(backends []lb.Backend) (base uint32, err error) {
+	if p.inherited {
+		if err := p.grace(); err != nil {
+			return 0, err
+		}
+	}
+	base, ok := p.blocks.Alloc(len(backends))
+	if !ok && len(p.waiting) > 0 && p.grace() == nil {
+		base, ok = p.blocks.Alloc(len(backends))
+	}
+	if !ok {
+		return 0, fmt.Errorf("no room: no %d of the %d slots in a row are free (raise --max-slots)",
+			len(backends), p.limits.Slots)
+	}
+	if err := p.kernel.SetSlots(base, backends); err != nil {
+		p.blocks.Return(base, len(backends))
+		return 0, err
+	}
+	p.result.Writes += len(backends)
+	return base, nil
+}
+
+// removeService removes the rows of a service that no program can be reading,
+// and puts its ID to rest. The name goes last: as long as it is there, the ID
+// is known to be in use.
+func (p *pass) removeService(s *service) error {
+	if err := p.clearRow(s); err != nil {
+		return err
+	}
+	if err := p.deleteLeavers(leavers{s, s.members, s.sources}); err != nil {
+		return err
+	}
+	if s.name != (lb.ServicePort{}) {
+		if err := p.kernel.DeleteName(s.id); err != nil {
+			return err
+		}
+		p.result.Deletes++
+	}
+	if p.have.named(s.name) == s {
+		delete(p.have.ids, s.name)
+	}
+	s.name = lb.ServicePort{}
+	p.ids.Release(s.id)
+	if !p.exists(s.id) {
+		delete(p.have.services, s.id)
+	}
+	return nil
+}
+
+// exists tells whether the services table has a row for id. What was adopted
+// may speak of others, when a damaged frontend does or the limits were higher.
+func (p *pass) exists(id lb.ServiceID) bool { return int(id) < p.limits.Services }
+
+// clearRow makes the ranges of a service that is to go empty, its blocks free
+// and its options none. The generations stay behind for whoever gets the ID
+// next.
+func (p *pass) clearRow(s *service) error {
+	before := s.sides
+	defer func() {
+		for _, r := range s.abandoned(before) {
+			p.blocks.Return(r.Base, int(r.Count))
+		}
+	}()
+	if !p.exists(s.id) {
+		s.sides, s.options = [lb.Sides]side{}, options{}
+		return nil
+	}
+	for i, old := range before {
+		if old.blank() {
+			continue
+		}
+		next := old.NextEmpty(false)
+		if err := p.kernel.SetRange(s.id, lb.Side(i), next); err != nil {
+			return err
+		}
+		p.result.Writes++
+		s.sides[i] = side{Range: next}
+	}
+	return p.writeOptions(s, options{})
+}
