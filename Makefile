@@ -9,10 +9,10 @@ GO_TEST := $(STRICT) go test -count=1
 
 # What has goroutines and no datapath in it: runs with the race detector, which
 # needs a C compiler.
-CONCURRENT := ./internal/agent/... ./internal/health/... ./internal/lb/... \
+CONCURRENT := ./internal/agent/... ./internal/config/... ./internal/conntrack/... ./internal/health/... ./internal/lb/... \
 	./internal/metrics/... ./internal/reconciler/... ./internal/reflector/... ./internal/sockets/...
 
-MODULES := . tests/controlplane tests/tools
+MODULES := . tests/controlplane tests/parity tests/tools
 
 .PHONY: help
 help: ## show this list
@@ -49,11 +49,16 @@ test: ## install what tests need, run all of them (root)
 	$(GO_TEST) -p 2 -timeout 10m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/vm$$')
 	$(MAKE) test-e2e
 	$(MAKE) test-vm
+	$(MAKE) test-parity
 	scripts/fuzz.sh
 
 .PHONY: test-unit
 test-unit: ## control path, with the race detector
 	CGO_ENABLED=1 CC=clang-19 go test -race -timeout 10m $(CONCURRENT)
+
+.PHONY: test-parity
+test-parity: ## 200,000 random histories through kube-proxy's own code and ours
+	scripts/parity.sh
 
 .PHONY: test-e2e
 test-e2e: ## a real API server, real traffic (root)
