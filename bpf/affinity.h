@@ -7,7 +7,9 @@
  * there is no entry, inserting it decides: the first one's choice stands. When
  * there is one that is over, what it says decides: who replaces it takes the
  * next choice from the entry itself, so all who find it come to the same, and it
- * does not matter who is last.
+ * does not matter who is last. (Unless they have different sets: a ClusterIP and
+ * a NodePort under different policies, or the two sides of a flip. Then the last
+ * one's stands.)
  *
  * Elements of an LRU map may be given to another key at any moment, also under a
  * reader's hands, so a copy may be another client's or put together from two.

@@ -54,7 +54,7 @@ static __always_inline bool client_source(struct bpf_sock_addr *ctx, enum sock_h
 	return addr_is_set(addr);
 }
 
-/* The kernel's own socket, to be read with CO-RE; NULL where there is no BTF. */
+/* The kernel's own socket, to be read with CO-RE; NULL where it cannot be. */
 static __always_inline struct sock *client_sock(struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
@@ -104,7 +104,7 @@ static __always_inline bool client_bound(struct bpf_sock_addr *ctx, enum sock_ho
  * The walk through the kernel's lists is in global functions, each of which the
  * verifier looks at alone and once: with one loop inside the other it counted
  * 300,000 instructions in every program (Linux 6.18). Each first asks whether the
- * kernel says how its structs look. Where it has no BTF, or no IPv6, that makes
+ * kernel says how its structs look. Where it does not, or has no IPv6, that makes
  * the rest of the function dead code, which the verifier does not look at.
  */
 
@@ -161,12 +161,14 @@ __noinline int device_address_v6(__u64 device, struct addr *addr)
 
 /*
  * Fills in a pod's address of a family, AF_INET or AF_INET6: the first that fits
- * on the lowest device that has one. 0 when there is none.
+ * on the first device that has one. 0 when there is none. Devices are in the
+ * order in which they came into the namespace, so the one that the network plugin
+ * gave the pod is before those that its containers make; numbers tell nothing, as
+ * a device may keep the one it had on the node.
  */
 __noinline int pod_address(__u64 netns, __u32 family, struct addr *addr)
 {
 	struct net *net = (void *)netns;
-	__u32 ifindex, lowest = ~0U;
 	struct list_head *item, *end;
 	__u64 device;
 	int i;
@@ -179,14 +181,13 @@ __noinline int pod_address(__u64 netns, __u32 family, struct addr *addr)
 	for (i = 0; i < WALK_DEVICES && item && item != end; i++) {
 		device = (__u64)item - bpf_core_field_offset(struct net_device, dev_list);
 		item = BPF_CORE_READ(item, next);
-		ifindex = BPF_CORE_READ((struct net_device *)device, ifindex);
-		if (ifindex == LOOPBACK_IFINDEX || ifindex >= lowest)
+		if (BPF_CORE_READ((struct net_device *)device, ifindex) == LOOPBACK_IFINDEX)
 			continue;
 		if (family == AF_INET ? device_address_v4(device, addr)
 				      : device_address_v6(device, addr))
-			lowest = ifindex;
+			return 1;
 	}
-	return lowest != ~0U;
+	return 0;
 }
 
 /*
@@ -204,6 +205,30 @@ static __always_inline bool client_address(struct bpf_sock_addr *ctx, enum sock_
 		return false;
 	netns = (__u64)BPF_CORE_READ(client_sock(ctx), __sk_common.skc_net.net);
 	return pod_address(netns, addr_is_v4(&req->addr) ? AF_INET : AF_INET6, addr);
+}
+
+/*
+ * Does the datagram name a source that the kernel has not checked yet? It will
+ * after this hook, and refuse what is not the client's; what the socket is bound
+ * to, it has checked.
+ */
+static __always_inline bool client_unproven(struct bpf_sock_addr *ctx, enum sock_hook hook)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct addr named = {}, own = {};
+
+	if (hook == HOOK_SENDMSG4) {
+		named = addr_from_v4(ctx->msg_src_ip4);
+		if (sk)
+			own = addr_from_v4(sk->src_ip4);
+	} else if (hook == HOOK_SENDMSG6) {
+		named = addr_from_words(ctx->msg_src_ip6[0], ctx->msg_src_ip6[1],
+					ctx->msg_src_ip6[2], ctx->msg_src_ip6[3]);
+		if (sk)
+			own = addr_from_words(sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2],
+					      sk->src_ip6[3]);
+	}
+	return addr_is_set(&named) && addr_diff(&named, &own);
 }
 
 /* May the client use the load-balancer IP? The service is a restricted one. */

@@ -164,8 +164,10 @@ static __always_inline enum verdict lb_service(const struct frontend *frontend,
 	return target->base == EMPTY_ELSEWHERE ? VERDICT_NO_LOCAL : VERDICT_NO_BACKEND;
 }
 
-/* What holds for an address that has no frontend at the port that is asked for. */
-static __always_inline enum verdict lb_address(const struct addr *addr)
+/* What holds for an address that has no frontend at the port that is asked for. A
+ * node's own address is its own, also inside a service CIDR.
+ */
+static __always_inline enum verdict lb_address(const struct addr *addr, __u8 node_address)
 {
 	struct frontend *frontend;
 	struct frontend_key key;
@@ -175,6 +177,8 @@ static __always_inline enum verdict lb_address(const struct addr *addr)
 	frontend = bpf_map_lookup_elem(&frontends, &key);
 	if (frontend)
 		return frontend->kind == FRONTEND_FOREIGN ? VERDICT_PASS : VERDICT_NO_PORT;
+	if (node_address)
+		return VERDICT_PASS;
 
 	cidr.prefixlen = ADDR_BITS;
 	cidr.addr = *addr;
@@ -191,7 +195,7 @@ static __always_inline enum verdict lb_find(const struct request *req, struct ta
 {
 	struct frontend *frontend;
 	struct frontend_key key;
-	__u8 *node_address;
+	__u8 *node_address, kind;
 
 	frontend_key_fill(&key, &req->addr, req->port, req->proto);
 	frontend = bpf_map_lookup_elem(&frontends, &key);
@@ -203,15 +207,16 @@ static __always_inline enum verdict lb_find(const struct request *req, struct ta
 	}
 
 	node_address = bpf_map_lookup_elem(&node_addresses, &req->addr);
-	if (node_address) {
+	kind = node_address ? *node_address : 0;
+	if (kind == NODE_ADDRESS_OPEN || kind == NODE_ADDRESS_LOOPBACK) {
 		node_port_key_fill(&key, &req->addr, req->port, req->proto);
 		frontend = bpf_map_lookup_elem(&frontends, &key);
 		if (frontend) {
-			target->loopback = *node_address == NODE_ADDRESS_LOOPBACK;
+			target->loopback = kind == NODE_ADDRESS_LOOPBACK;
 			return lb_service(frontend, target);
 		}
 	}
-	return lb_address(&req->addr);
+	return lb_address(&req->addr, kind);
 }
 
 /*

@@ -231,6 +231,11 @@ static __always_inline enum verdict udp_send(struct bpf_sock_addr *ctx, enum soc
 	if (verdict != VERDICT_TRANSLATE)
 		return verdict;
 
+	/* Without an answer, a source that was only named proves nothing for the
+	 * next datagram. An answer makes the entry a fresh one.
+	 */
+	if (target_restricted(&target) && client_unproven(ctx, hook))
+		now -= udp_idle_sec + 1;
 	entry_fill(&entry, req, &target, &choice, now);
 	if (!origin && ctx->sk)
 		origin = bpf_sk_storage_get(&origins, ctx->sk, NULL,

@@ -112,13 +112,14 @@ struct member_key {
 };
 _Static_assert(sizeof(struct member_key) == 24, "ABI");
 
-/* Who reaches NodePorts at an address of the node: the value of node_addresses,
- * one byte.
- */
+/* What an address of the node is for: the value of node_addresses, one byte. */
 enum node_address {
-	NODE_ADDRESS_OPEN = 1,
-	/* Processes on the node, while no socket listens on the port itself. */
+	NODE_ADDRESS_OPEN = 1, /* NodePorts, for everybody */
+	/* NodePorts, for processes on the node while no socket listens on the port
+	 * itself.
+	 */
 	NODE_ADDRESS_LOOPBACK = 2,
+	NODE_ADDRESS_LOCAL = 3, /* nothing but itself, in a service CIDR */
 };
 
 /*

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os/signal"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -103,7 +104,7 @@ func runAgent(cmd *cobra.Command, f agentFlags) error {
 func runConfigured(ctx context.Context, given func(flag string) bool, f agentFlags) (again bool, err error) {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	changed := make(<-chan struct{})
+	var changed <-chan struct{} // nil without a file
 	if f.config != "" {
 		if changed, err = config.Watch(ctx, f.config); err != nil {
 			return false, err
@@ -119,7 +120,7 @@ func runConfigured(ctx context.Context, given func(flag string) bool, f agentFla
 	}
 	// Standard error may be a pipe that cannot be synced.
 	defer func() { _ = log.Sync() }()
-	reflector.RedirectKlog(log.Named("client-go"))
+	redirectKlog.Do(func() { reflector.RedirectKlog(log.Named("client-go")) })
 	log = log.With(logfield.Node(s.agent.NodeName))
 	for _, w := range s.warnings {
 		log.Warn("configuration", logfield.File(f.config), logfield.Reason(w))
@@ -130,20 +131,57 @@ func runConfigured(ctx context.Context, given func(flag string) bool, f agentFla
 	if err := f.connect(&s, log.Named("reflector")); err != nil {
 		return false, err
 	}
-	go func() {
-		select {
-		case <-changed:
-			log.Info("the configuration has changed; starting anew", logfield.File(f.config))
-			stop(errConfigChanged)
-		case <-ctx.Done():
-		}
-	}()
+	if f.config != "" {
+		go f.awaitConfig(ctx, changed, given, func() { stop(errConfigChanged) }, log)
+	}
 	err = agent.Run(ctx, s.agent, log.Named("agent"))
 	return err == nil && errors.Is(context.Cause(ctx), errConfigChanged), err
 }
 
 // errConfigChanged is why an agent ends that is to begin anew.
 var errConfigChanged = errors.New("the configuration has changed")
+
+// redirectKlog is for the first agent of the process: goroutines of client-go may
+// still be logging when the next one begins.
+var redirectKlog sync.Once
+
+// awaitConfig calls begin when the configuration has changed to another that can
+// be used. Until then the agent goes on with the one it has: a mistake reaches
+// every node within a minute.
+func (f agentFlags) awaitConfig(ctx context.Context, changed <-chan struct{}, given func(flag string) bool, begin func(), log *zap.Logger) {
+	log = log.With(logfield.File(f.config))
+	for {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+		again, err := config.Watch(ctx, f.config)
+		if err == nil {
+			_, err = f.settings(given)
+		}
+		if err == nil {
+			log.Info("the configuration has changed; starting anew")
+			begin()
+			return
+		}
+		log.Warn("the configuration has changed and cannot be used; going on with the one before", logfield.Error(err))
+		if changed = again; changed == nil {
+			// It went again just now, and nobody watches it. It is looked for.
+			changed = after(configRetry)
+		}
+	}
+}
+
+// configRetry is the pause before a file that was gone is looked for again.
+const configRetry = 5 * time.Second
+
+// after returns a channel that is closed after a pause.
+func after(pause time.Duration) <-chan struct{} {
+	done := make(chan struct{})
+	time.AfterFunc(pause, func() { close(done) })
+	return done
+}
 
 // check refuses what no kernel would take.
 func (f agentFlags) check() error {

@@ -28,6 +28,7 @@ type settings struct {
 	agent               agent.Config
 	logLevel, logFormat string
 	kubeconfig          string
+	client              config.Client
 	noExternalIPs       bool
 	oomScore            int
 	warnings            []string
@@ -49,13 +50,13 @@ func (f agentFlags) settings(given func(flag string) bool) (settings, error) {
 	}
 	s := settings{
 		logLevel: f.logLevel, logFormat: f.logFormat, kubeconfig: f.kubeconfig,
-		noExternalIPs: !c.AllowExternalIPs, oomScore: c.OOMScoreAdj,
+		client: c.Client, noExternalIPs: !c.AllowExternalIPs, oomScore: c.OOMScoreAdj,
 		agent: agent.Config{
 			NodeOptional: f.source != sourceKubernetes,
 			CgroupRoot:   f.cgroupRoot, BPFRoot: filepath.Clean(f.bpfRoot), Sizes: f.sizes,
 			Socket:         cmp.Or(f.socket, agent.SocketPath(f.bpfRoot)),
 			HealthzAddress: f.healthz, MetricsAddress: f.metrics,
-			ListenOrFail: c.BindAddressHardFail, Profiling: c.EnableProfiling, Configz: c,
+			ListenOrFail: c.BindAddressHardFail, Profiling: c.EnableProfiling,
 			Conntrack: conntrackSettings(c.Conntrack), StuckAfter: 2 * c.SyncPeriod,
 			RepairEvery: f.repairEvery, Version: buildVersion(),
 		},
@@ -70,7 +71,23 @@ func (f agentFlags) settings(given func(flag string) bool) (settings, error) {
 		return s, err
 	}
 	s.agent.NodePorts, err = f.nodePortAddresses(c, given)
+	s.agent.Configz = s.inEffect(c)
 	return s, err
+}
+
+// inEffect returns what is served at /configz: the file with the flags in it.
+func (s settings) inEffect(c config.Config) any {
+	c.HostnameOverride = s.agent.NodeName
+	c.HealthzBindAddress, c.MetricsBindAddress = s.agent.HealthzAddress, s.agent.MetricsAddress
+	c.Client.Kubeconfig, c.LogFormat = s.kubeconfig, s.logFormat
+	c.NodePortAddresses = nil
+	if s.agent.NodePorts.Primary {
+		c.NodePortAddresses = []string{primary}
+	}
+	for _, p := range s.agent.NodePorts.CIDRs {
+		c.NodePortAddresses = append(c.NodePortAddresses, p.String())
+	}
+	return c.Encode()
 }
 
 // fromFile takes over what no flag was given for.
@@ -173,7 +190,7 @@ func (f agentFlags) connect(s *settings, log *zap.Logger) error {
 	var err error
 	if f.source == sourceKubernetes {
 		o := reflector.KubernetesOptions{
-			Options: options, Kubeconfig: s.kubeconfig, APIServer: f.apiServer, Version: buildVersion(), Log: log,
+			Options: options, Kubeconfig: s.kubeconfig, APIServer: f.apiServer, QPS: s.client.QPS, Burst: s.client.Burst, Version: buildVersion(), Log: log,
 		}
 		if s.agent.Source, err = reflector.NewKubernetes(o); err != nil {
 			return err

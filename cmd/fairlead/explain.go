@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -231,12 +230,7 @@ func (f explainFlags) readFiles(ctx context.Context, warn func(reflector.Warning
 	if err := agent.ReadStore(ctx, src, store, warn); err != nil {
 		return nil, err
 	}
-	// As for an agent with files, which need not have the Node.
-	open := slices.Collect(maps.Values(store.All().NodeAddresses))
-	if ports.Primary && !slices.Contains(open, lb.NodeAddressOpen) {
-		ports.Primary = false
-		store.SetNodePorts(ports)
-	}
+	store.Changes() // has everything told, so that it can be compared
 	return store, nil
 }
 
@@ -281,9 +275,14 @@ func compareKernel(store *lb.Store, root string, client netip.Addr, ports []lb.E
 	if err != nil {
 		return err
 	}
+	var keys []lb.ServicePort
+	for _, p := range ports {
+		keys = append(keys, p.Key())
+	}
+	differences := store.Compare(keys, tables)
 	for i := range ports {
 		p := &ports[i]
-		p.Kernel = store.Compare(p.Key(), tables)
+		p.Kernel = differences[p.Key()]
 		p.Affinity = inspect.ClientAffinities(tables, affinities, p.Key(), client, nodeNetns)
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -43,8 +44,7 @@ type Config struct {
 	Source reflector.Source
 	// NodeName is the name of this node in the API.
 	NodeName string
-	// NodeOptional says that the source need not have the Node: NodePorts are at
-	// all local addresses while it has none, where they would be at its own.
+	// NodeOptional says that the source need not have the Node.
 	NodeOptional bool
 	NodePorts    lb.NodePorts
 	// NodeAddress, when it is valid, takes the place of the Node's address of its
@@ -92,7 +92,6 @@ type agent struct {
 	state      datapath.AgentState
 
 	root         string // where the datapath is pinned
-	nodePorts    lb.NodePorts
 	nodeOptional bool
 	nodeAddress  netip.Addr
 	ports        *health.Servers // of health check node ports
@@ -120,6 +119,13 @@ type agent struct {
 	reports   chan sockets.Report
 	asks      chan ask
 
+	running   sync.WaitGroup // everything that runs beside the agent's goroutine
+	answering sync.RWMutex   // held for reading by every answer to a request
+	left      bool           // nobody is answered any more
+
+	forget *time.Timer // for forgetSoon
+	forgot time.Time   // when that was done last
+
 	retry      *time.Timer
 	retryAt    time.Time     // when the timer is armed for, zero when it is not
 	retryAfter time.Duration // the next pause
@@ -143,15 +149,13 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = dp.Close() }() // only descriptors, and we are leaving
 	explainDatapath(dp, log)
 	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	a, err := newAgent(ctx, dp, cfg, log)
-	if err != nil {
-		return err
-	}
-	defer a.ports.Close()
+	a := newAgent(ctx, dp, cfg, log)
+	defer func() {
+		stop()
+		a.leave()
+	}()
 	if err := a.adopt(datapath.AgentState{
 		Started: time.Now(), CgroupID: cgroup.ID, NetnsCookie: cookie, PID: os.Getpid(), Version: cfg.Version,
 	}); err != nil {
@@ -169,17 +173,43 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 // start starts everything that runs beside the agent's goroutine, and becomes it.
 func (a *agent) start(ctx context.Context, cfg Config) error {
 	ended := make(chan error, 3)
-	go func() { ended <- cfg.Source.Run(ctx, a.events) }()
+	a.running.Go(func() { ended <- cfg.Source.Run(ctx, a.events) })
 	a.serve(ctx, cfg, ended)
 	if a.walks {
-		go a.ender.Run(ctx)
+		a.running.Go(func() { a.ender.Run(ctx) })
 	}
-	go watch(ctx, a.events, a.health)
-	go watchAddresses(ctx, a.addresses, a.log)
-	go setConntrack(ctx, cfg.Conntrack, cfg.RepairEvery, a.log)
-	go cfg.Recorder.Run(ctx)
+	a.running.Go(func() { watch(ctx, a.events, a.health) })
+	a.running.Go(func() { watchAddresses(ctx, a.addresses, a.log) })
+	a.running.Go(func() { setConntrack(ctx, cfg.Conntrack, cfg.RepairEvery, a.log) })
+	a.running.Go(func() { cfg.Recorder.Run(ctx) })
 	cfg.Recorder.Node(reflector.Notice{Reason: "Starting", Action: "StartKubeProxy"})
 	return a.run(ctx, ended)
+}
+
+// leaveWithin bounds the wait for what runs beside: a search for stale sockets can
+// be held up by a task in the kernel.
+const leaveWithin = 4 * time.Second
+
+// leave waits until nothing runs any more, then lets go of the datapath: tables
+// that are closed are not in memory any more, and another agent may be about to
+// begin in this process. What will not end keeps its tables, and with them the
+// lock, until the process ends.
+func (a *agent) leave() {
+	a.ports.Close()
+	done := make(chan struct{})
+	go func() {
+		a.running.Wait()
+		a.answering.Lock()
+		a.left = true
+		a.answering.Unlock()
+		close(done)
+	}()
+	select {
+	case <-done:
+		_ = a.datapath.Close() // only descriptors, and we are leaving
+	case <-time.After(leaveWithin):
+		a.log.Warn("something does not end; leaving it behind")
+	}
 }
 
 // explainDatapath says what the datapath cannot do here.
@@ -216,7 +246,7 @@ func findCgroup(path string, log *zap.Logger) (attach.Cgroup, error) {
 }
 
 // newAgent returns an agent that knows nothing yet.
-func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.Logger) (*agent, error) {
+func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.Logger) *agent {
 	services, slots := dp.Limits()
 	a := &agent{
 		log: log, datapath: dp, root: cfg.BPFRoot,
@@ -224,7 +254,6 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		reconciler:   reconciler.New(dp, reconciler.Limits{Services: services, Slots: slots}),
 		health:       health.NewTracker(cmp.Or(cfg.StuckAfter, stuckAfter)),
 		metrics:      metrics.New(cfg.Version, kernelMetrics{dp}),
-		nodePorts:    cfg.NodePorts,
 		nodeOptional: cfg.NodeOptional,
 		nodeAddress:  cfg.NodeAddress,
 		healths:      map[lb.ServiceFamily]lb.Health{},
@@ -232,6 +261,7 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		triggers:     map[lb.ServiceFamily][]time.Time{},
 		failing:      map[lb.Name]string{},
 		walks:        dp.NoIterators == nil,
+		forget:       time.NewTimer(time.Hour),
 		retry:        time.NewTimer(time.Hour),
 		retryAfter:   retryFirst,
 		repairEvery:  cfg.RepairEvery,
@@ -241,6 +271,7 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		reports:      make(chan sockets.Report, 1),
 	}
 	a.retry.Stop()
+	a.forget.Stop()
 	a.health.SetNodeEligible(cfg.NodeOptional)
 	a.health.Observe(health.Observer{Healthz: a.metrics.Healthz, Livez: a.metrics.Livez})
 	a.ports = health.NewServers(a.health.Healthy, portReport(cfg.NodeName, cfg.Recorder, log))
@@ -250,7 +281,7 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		case <-ctx.Done():
 		}
 	})
-	return a, nil
+	return a
 }
 
 // adopt takes up what the kernel holds and leaves state there.
@@ -292,6 +323,8 @@ func (a *agent) run(ctx context.Context, ended <-chan error) error {
 			a.retryAt = time.Time{}
 			a.retryAfter = min(2*a.retryAfter, retryLast)
 			a.finish(time.Now(), a.reconciler.Retry(), false)
+		case <-a.forget.C:
+			a.forgetAffinities()
 		case <-repair.C:
 			a.repair()
 		case r := <-a.reports:
@@ -303,19 +336,27 @@ func (a *agent) run(ctx context.Context, ended <-chan error) error {
 }
 
 // watchAddresses sends the node's local addresses, at the start and whenever they
-// change.
+// change. Where they cannot be had it sends none to begin with: everything but
+// NodePorts at local addresses does without.
 func watchAddresses(ctx context.Context, to chan<- []netip.Addr, log *zap.Logger) {
-	failing := false
+	said, failing := false, false
+	send := func(addresses []netip.Addr) {
+		said = true
+		select {
+		case to <- addresses:
+		case <-ctx.Done():
+		}
+	}
 	for {
 		err := attach.WatchAddresses(ctx, func(addresses []netip.Addr) {
 			failing = false
-			select {
-			case to <- addresses:
-			case <-ctx.Done():
-			}
+			send(addresses)
 		})
 		if ctx.Err() != nil {
 			return
+		}
+		if !said {
+			send(nil)
 		}
 		if !failing {
 			log.Warn("the node's addresses cannot be watched; trying again", logfield.Error(err))
@@ -340,10 +381,14 @@ func setConntrack(ctx context.Context, settings conntrack.Settings, every time.D
 		for _, c := range changes {
 			log.Info("connection tracking set", logfield.Sysctl(c.Name), logfield.Old(c.Old), logfield.New(c.New))
 		}
-		if err := errors.Join(problems...); err != nil && err.Error() != said {
-			said = err.Error()
-			log.Warn("connection tracking is not as kube-proxy would set it", logfield.Error(err))
+		var problem string
+		if err := errors.Join(problems...); err != nil {
+			problem = err.Error()
 		}
+		if problem != said && problem != "" {
+			log.Warn("connection tracking is not as kube-proxy would set it", logfield.Reason(problem))
+		}
+		said = problem
 		select {
 		case <-ctx.Done():
 			return
@@ -356,18 +401,21 @@ func setConntrack(ctx context.Context, settings conntrack.Settings, every time.D
 const watchEvery = 5 * time.Second
 
 // watch tells the health tracker of events that nobody takes: an agent that is
-// stuck cannot say so itself.
+// stuck cannot say so itself. Events that two looks in a row have found, with
+// nothing applied in between, are such.
 func watch(ctx context.Context, events <-chan reflector.Event, h *health.Tracker) {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
+	waiting, applied := false, uint64(0)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if len(events) > 0 {
-				h.Queued()
+			if waiting && len(events) > 0 {
+				h.QueuedUnless(applied)
 			}
+			waiting, applied = len(events) > 0, h.Applies()
 		}
 	}
 }

@@ -34,15 +34,19 @@ func (a *agent) apply(start time.Time) {
 		a.finish(start, r, true)
 		a.healthPorts(all)
 		a.log.Info("synced", logfield.Writes(r.Writes+r.Deletes), logfield.Took(time.Since(a.state.Started)))
-		a.removeOldLinks()
+		if !a.broken(r) {
+			a.removeOtherLinks()
+		}
 		a.forgetAffinities()
 		a.askWalk(nil)
 	default:
 		delta := a.store.Changes()
 		if delta.Empty() {
-			a.health.Applied()
-			a.metrics.Settled()
-			a.programmed()
+			if a.state.Synced.Equal(a.lastApply) { // not while much is broken
+				a.health.Applied()
+				a.metrics.Settled()
+				a.programmed()
+			}
 			return
 		}
 		a.finish(start, a.reconciler.Apply(delta), false)
@@ -50,14 +54,14 @@ func (a *agent) apply(start time.Time) {
 	}
 }
 
-// removeOldLinks ends the programs of an older version, whose work ours do now.
-func (a *agent) removeOldLinks() {
-	removed, err := datapath.RemoveOldLinks(a.root)
+// removeOtherLinks ends the programs of other versions, whose work ours do now.
+func (a *agent) removeOtherLinks() {
+	removed, err := datapath.RemoveOtherLinks(a.root)
 	if err != nil {
-		a.log.Warn("hooks of an older version cannot be removed; both serve the node", logfield.Error(err))
+		a.log.Warn("hooks of another version cannot be removed; both serve the node", logfield.Error(err))
 	}
 	if len(removed) > 0 {
-		a.log.Info("took over from an older version", logfield.Count(len(removed)))
+		a.log.Info("took over from another version", logfield.Count(len(removed)))
 	}
 }
 
@@ -95,7 +99,7 @@ func (a *agent) healthAddresses(delta lb.Delta) {
 	}
 	var addresses []netip.Addr
 	for _, family := range []lb.Family{lb.IPv4, lb.IPv6} {
-		if a.store.NodePorts().All(family) {
+		if a.store.AllAddresses(family) {
 			addresses = append(addresses, lb.Unspecified(family))
 			continue
 		}
@@ -153,9 +157,14 @@ func (a *agent) repair() {
 // finish does what follows from an apply.
 func (a *agent) finish(start time.Time, r reconciler.Result, full bool) {
 	a.lastApply = time.Now()
-	a.health.Applied()
-	a.metrics.Synced(start, full)
-	a.programmed()
+	if a.broken(r) {
+		a.health.Queued() // the time it is given begins now, if it has not begun
+	} else {
+		a.health.Applied()
+		a.metrics.Synced(start, full)
+		a.programmed()
+		a.state.Synced = a.lastApply
+	}
 	a.metrics.FailedServices.Set(float64(len(r.Failed)))
 	a.log.Debug("applied", logfield.Writes(r.Writes), logfield.Deletes(r.Deletes), logfield.Took(time.Since(start)))
 	a.logFailures(r.Failed)
@@ -170,28 +179,46 @@ func (a *agent) finish(start time.Time, r reconciler.Result, full bool) {
 		a.ticket++
 	}
 	if r.Unremembered {
-		a.forgetAffinities()
+		a.forgetSoon()
 	}
 	if r.Deletes > 0 || len(r.Answered) > 0 {
 		a.askWalk(r.Answered)
 	}
-	a.state.Synced = a.lastApply
 	if err := a.datapath.SetAgentState(a.state); err != nil {
 		a.log.Warn("status cannot be updated", logfield.Error(err))
 	}
 }
 
+// broken tells that so much could not be written that the node does not do its
+// work: most Services, or rows that belong to none. A single Service that does not
+// fit is no reason to take the node from all others.
+func (a *agent) broken(r reconciler.Result) bool {
+	return r.Failed[lb.Name{}] != nil || 2*len(r.Failed) > a.store.Services()
+}
+
+// logAtOnce is how many Services are named that fail at once: one cause, a full
+// map say, can concern thousands.
+const logAtOnce = 20
+
 // logFailures logs the first failure of a Service and its end, not each try.
 func (a *agent) logFailures(failed map[lb.Name]error) {
-	for name, err := range failed {
-		if a.failing[name] != err.Error() {
-			a.failing[name] = err.Error()
-			if name == (lb.Name{}) {
-				a.log.Error("rows that belong to no Service cannot be written; Services go on", logfield.Error(err))
-				continue
-			}
+	news := 0
+	for _, name := range slices.SortedFunc(maps.Keys(failed), lb.Name.Compare) {
+		err := failed[name]
+		if a.failing[name] == err.Error() {
+			continue
+		}
+		a.failing[name] = err.Error()
+		news++
+		switch {
+		case name == (lb.Name{}):
+			a.log.Error("rows that belong to no Service cannot be written; Services go on", logfield.Error(err))
+		case news <= logAtOnce:
 			a.log.Error("service cannot be programmed; others go on", logfield.Service(name), logfield.Error(err))
 		}
+	}
+	if news > logAtOnce {
+		a.log.Error("more services cannot be programmed; fairlead inspect services says why", logfield.Count(news-logAtOnce))
 	}
 	for name := range a.failing {
 		if failed[name] == nil {

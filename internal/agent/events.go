@@ -47,14 +47,14 @@ func (a *agent) take(ev reflector.Event) {
 		a.synced.node = true
 		a.nodeSet(ev.Node)
 	case reflector.NodeGone:
-		a.synced.node = true
 		a.nodeGone()
+		a.synced.node = true
 	case reflector.ServiceCIDRsReplaced:
 		a.synced.serviceCIDRs = true
 		a.store.SetServiceCIDRs(ev.Prefixes)
 	case reflector.Warning:
 		a.metrics.Warnings.Inc()
-		a.log.Warn("left out", logfield.Object(ev.Object), logfield.Reason(ev.Text))
+		a.log.Warn("object needs attention", logfield.Object(ev.Object), logfield.Reason(ev.Text))
 		return
 	}
 	a.metrics.Queued()
@@ -68,8 +68,9 @@ func count(changed bool) int {
 	return 0
 }
 
-// triggered takes note of when a change of endpoints happened that is to reach the
-// kernel now: how long it takes is measured.
+// triggered takes note of when something happened that a slice tells of, so that
+// how long it takes to reach the kernel can be measured. As with kube-proxy, an
+// event that changes nothing but the slice's metadata counts again.
 func (a *agent) triggered(slice lb.Slice, at time.Time) {
 	if !at.IsZero() {
 		key := lb.ServiceFamily{Service: lb.Name{Namespace: slice.Name.Namespace, Name: slice.Service}, Family: slice.Family}
@@ -78,33 +79,32 @@ func (a *agent) triggered(slice lb.Slice, at time.Time) {
 }
 
 func (a *agent) nodeSet(node lb.Node) {
+	a.store.SetNode(a.withNodeAddress(node))
+	a.health.SetNodeEligible(node.Eligible)
+}
+
+// nodeGone is for a Node that is not there yet, or was deleted. Its zone and
+// addresses stay what they were, as with kube-proxy: the machine is still there,
+// and load balancers still ask it.
+func (a *agent) nodeGone() {
+	a.health.SetNodeEligible(a.nodeOptional)
+	if !a.synced.node {
+		a.store.SetNode(a.withNodeAddress(lb.Node{}))
+	}
+	if !a.nodeOptional {
+		a.log.Warn("the API server has no Node of this name (check --node-name, if it was not deleted)")
+	}
+}
+
+// withNodeAddress returns node with the address that takes the place of its own.
+func (a *agent) withNodeAddress(node lb.Node) lb.Node {
 	if a.nodeAddress.IsValid() {
 		node.Addresses = slices.DeleteFunc(slices.Clone(node.Addresses), func(addr netip.Addr) bool {
 			return lb.FamilyOf(addr) == lb.FamilyOf(a.nodeAddress)
 		})
 		node.Addresses = append(node.Addresses, a.nodeAddress)
 	}
-	a.store.SetNodePorts(a.nodePorts)
-	a.store.SetNode(node)
-	a.health.SetNodeEligible(node.Eligible)
-	if len(node.Addresses) == 0 && a.nodePorts.Primary {
-		a.log.Warn("the Node has no address: NodePorts are not reached at any but the loopback address")
-	}
-}
-
-// nodeGone is for a Node that does not exist or is not known. From files that is
-// no fault: NodePorts are at every local address then, and the node is eligible.
-func (a *agent) nodeGone() {
-	a.store.SetNode(lb.Node{})
-	if !a.nodeOptional {
-		a.health.SetNodeEligible(false)
-		a.log.Warn("the API server has no Node of this name; its zone and addresses are unknown (check --node-name)")
-		return
-	}
-	ports := a.nodePorts
-	ports.Primary = false
-	a.store.SetNodePorts(ports)
-	a.health.SetNodeEligible(true)
+	return node
 }
 
 func (a *agent) addressesChanged(addresses []netip.Addr) {

@@ -75,10 +75,11 @@ func TestWhereNodePortsAre(t *testing.T) {
 		eligible bool
 	}{
 		{"at the Node's addresses", nil, []reflector.Event{node}, open(named, six), true},
-		{"nowhere while the API server has no Node", nil, []reflector.Event{node, reflector.NodeGone{}}, open(), false},
+		{"where they were when the Node is deleted", nil, []reflector.Event{node, reflector.NodeGone{}}, open(named, six), false},
+		{"at all local addresses while the API server has no Node", nil, []reflector.Event{reflector.NodeGone{}}, open(local), false},
 		{
 			"at all local addresses while files have no Node", func(a *agent) { a.nodeOptional = true },
-			[]reflector.Event{node, reflector.NodeGone{}}, open(local), true,
+			[]reflector.Event{reflector.NodeGone{}}, open(local), true,
 		},
 		{
 			"at the Node's addresses once files have one", func(a *agent) { a.nodeOptional = true },
@@ -89,16 +90,20 @@ func TestWhereNodePortsAre(t *testing.T) {
 			[]reflector.Event{node}, open(given, six), true,
 		},
 		{
+			"at the address that was configured, also without a Node", func(a *agent) { a.nodeAddress = given },
+			[]reflector.Event{reflector.NodeGone{}}, open(given), false,
+		},
+		{
 			"in the ranges that were configured, with and without a Node",
 			func(a *agent) {
-				a.nodePorts = lb.NodePorts{CIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}
+				a.store.SetNodePorts(lb.NodePorts{CIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 			},
 			[]reflector.Event{reflector.NodeGone{}, node}, open(local), true,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a := idle()
-			a.nodePorts = lb.NodePorts{Primary: true}
+			a.store.SetNodePorts(lb.NodePorts{Primary: true})
 			if tt.setup != nil {
 				tt.setup(a)
 			}

@@ -74,55 +74,95 @@ func (a *agent) explain(q ask) answer {
 		node = a.state.NetnsCookie
 	}
 	e, err := a.store.Explain(q.query)
+	var ports []lb.ServicePort
+	for _, p := range e.Ports {
+		ports = append(ports, p.Key())
+	}
+	differences := a.store.Compare(ports, q.tables)
 	for i := range e.Ports {
 		p := &e.Ports[i]
-		p.Kernel = a.store.Compare(p.Key(), q.tables)
+		p.Kernel = differences[p.Key()]
 		p.Affinity = inspect.ClientAffinities(q.tables, q.affinities, p.Key(), q.client, node)
 	}
 	return answer{e, err}
 }
 
 // listenForQuestions answers on a Unix socket that only root can use, until ctx
-// ends. An agent that cannot be asked serves all the same.
+// ends. An agent that cannot be asked serves all the same, and tries again.
 func (a *agent) listenForQuestions(ctx context.Context, path string) {
-	l, err := listenUnix(path)
-	if err != nil {
-		a.log.Warn("fairlead explain cannot ask this agent", logfield.Socket(path), logfield.Error(err))
-		return
-	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /explain", func(w http.ResponseWriter, r *http.Request) { a.answerExplain(w, r) })
-	if err := serveOn(ctx, l, mux); err != nil && ctx.Err() == nil {
-		a.log.Warn("fairlead explain cannot ask this agent any more", logfield.Socket(path), logfield.Error(err))
+	mux.HandleFunc("GET /explain", a.answerExplain)
+	log := a.log.With(logfield.Socket(path))
+	failing := false
+	for {
+		l, err := listenUnix(path)
+		if err == nil {
+			failing = false
+			err = a.serveOn(ctx, l, mux)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if !failing {
+			log.Warn("fairlead explain cannot ask this agent; trying again", logfield.Error(err))
+			failing = true
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(listenRetry):
+		}
 	}
 }
 
-// listenUnix makes the socket in place of one that nobody listens on any more.
+// listenUnix makes the socket in place of one that nobody listens on any more. It
+// is made beside its place, in a directory of its own, so that nobody else can
+// connect before its mode says that nobody else may.
 func listenUnix(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory for the socket: %w", err)
 	}
-	// The lock on the BPF root has kept a second agent away by now, so this is
-	// what one that was killed has left, or one with another root and the same
-	// --socket.
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		_ = conn.Close()
-		return nil, errors.New("another process listens there (give --socket)")
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := isFree(path); err != nil {
 		return nil, err
 	}
-	// Nobody else may connect in the moment before chmod: the umask is the whole
-	// process's, the directory is ours.
-	l, err := net.Listen("unix", path)
+	private, err := os.MkdirTemp(dir, ".new-")
+	if err != nil {
+		return nil, fmt.Errorf("make directory for the socket: %w", err)
+	}
+	defer os.RemoveAll(private)
+	fresh := filepath.Join(private, "s")
+	l, err := net.Listen("unix", fresh)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	// It has another name from here on.
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(fresh, 0o600), os.Rename(fresh, path)); err != nil {
 		_ = l.Close()
 		return nil, err
 	}
 	return l, nil
+}
+
+// isFree tells whether a socket can be put at path: nothing is there, or a socket
+// that nobody listens on. The lock on the BPF root has kept a second agent away by
+// now, so that is what one that was killed has left.
+func isFree(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s is no socket (give another --socket)", path)
+	}
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = conn.Close()
+		return errors.New("another process listens there (give --socket)")
+	}
+	return nil
 }
 
 func (a *agent) answerExplain(w http.ResponseWriter, r *http.Request) {

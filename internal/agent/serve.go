@@ -32,6 +32,7 @@ type listener struct {
 	// fail takes the error of a listener that must listen; nil for one that tries
 	// again.
 	fail     func(error)
+	serve    func(context.Context, net.Listener, http.Handler) error
 	recorder reflector.Recorder
 	log      *zap.Logger
 }
@@ -50,11 +51,12 @@ func (a *agent) serve(ctx context.Context, cfg Config, ended chan<- error) {
 		if l.address != "" {
 			l.fail, l.recorder = fail, cfg.Recorder
 			l.log = a.log.With(logfield.Listener(l.what), logfield.Address(l.address))
-			go l.run(ctx)
+			l.serve = a.serveOn
+			a.running.Go(func() { l.run(ctx) })
 		}
 	}
 	if cfg.Socket != "" {
-		go a.listenForQuestions(ctx, cfg.Socket)
+		a.running.Go(func() { a.listenForQuestions(ctx, cfg.Socket) })
 	}
 }
 
@@ -100,7 +102,7 @@ func (l listener) run(ctx context.Context) {
 				l.log.Info("listening at last")
 			}
 			failing = false
-			err = serveOn(ctx, socket, l.handler)
+			err = l.serve(ctx, socket, l.handler)
 		}
 		if ctx.Err() != nil {
 			return
@@ -122,9 +124,33 @@ func (l listener) run(ctx context.Context) {
 	}
 }
 
-// serveOn answers on l until ctx ends or l fails.
-func serveOn(ctx context.Context, l net.Listener, handler http.Handler) error {
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+// Bounds on what clients may take: anybody who reaches the node reaches /healthz,
+// and each idle connection costs a descriptor. There is none on writing, since a
+// profile takes as long as it is asked to.
+const (
+	readWithin = 10 * time.Second
+	idleWithin = 30 * time.Second
+)
+
+// serveOn answers on l until ctx ends or l fails. The agent does not leave before
+// all answers have been given.
+func (a *agent) serveOn(ctx context.Context, l net.Listener, handler http.Handler) error {
+	// What clients do wrong is for debugging. It fails for levels that do not exist.
+	errorLog, err := zap.NewStdLogAt(a.log, zap.DebugLevel)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			a.answering.RLock()
+			defer a.answering.RUnlock()
+			if !a.left {
+				handler.ServeHTTP(w, r)
+			}
+		}),
+		ReadTimeout: readWithin, IdleTimeout: idleWithin,
+		ErrorLog: errorLog,
+	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {

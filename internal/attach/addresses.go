@@ -26,6 +26,9 @@ const (
 	// listAttempts bounds how often a list is asked for again because
 	// addresses changed while the kernel wrote it.
 	listAttempts = 10
+	// ipvsDevice is where kube-proxy in IPVS mode puts the addresses of Services,
+	// and leaves them when it ends.
+	ipvsDevice = "kube-ipvs0"
 )
 
 // WatchAddresses calls report with the addresses of a network namespace, once
@@ -39,6 +42,8 @@ const (
 //   - multicast addresses
 //   - IPv6 addresses of which duplicate address detection has found that
 //     another machine has them
+//   - addresses of the device kube-ipvs0, unless another device has them too:
+//     they are Services', put there by kube-proxy in IPVS mode
 //
 // report is called on the caller's goroutine and may keep the slice, but not
 // change it.
@@ -156,21 +161,37 @@ func subscribeAddresses() (*nl.NetlinkSocket, error) {
 
 // listAddresses returns the set that WatchAddresses describes.
 func listAddresses() ([]netip.Addr, error) {
-	found, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	services, found, err := listOnce()
 	for attempt := 1; errors.Is(err, netlink.ErrDumpInterrupted) && attempt < listAttempts; attempt++ {
-		found, err = netlink.AddrList(nil, netlink.FAMILY_ALL)
+		services, found, err = listOnce()
 	}
 	if err != nil {
 		return nil, err
 	}
 	var out []netip.Addr
 	for _, a := range found {
-		if addr, ok := nodeAddress(a); ok {
+		if addr, ok := nodeAddress(a); ok && a.LinkIndex != services {
 			out = append(out, addr)
 		}
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
 	return slices.Compact(out), nil
+}
+
+// listOnce returns the addresses of all devices, and the index of the one that has
+// those of Services; 0, which no device has, when there is none.
+func listOnce() (services int, found []netlink.Addr, err error) {
+	// The device comes first: one that goes afterwards takes its addresses along,
+	// and one that comes has none yet.
+	device, err := netlink.LinkByName(ipvsDevice)
+	switch {
+	case err == nil:
+		services = device.Attrs().Index
+	case !errors.As(err, &netlink.LinkNotFoundError{}):
+		return 0, nil, fmt.Errorf("look for device %s: %w", ipvsDevice, err)
+	}
+	found, err = netlink.AddrList(nil, netlink.FAMILY_ALL)
+	return services, found, err
 }
 
 // nodeAddress returns the address if WatchAddresses reports it.

@@ -164,6 +164,38 @@ func TestAddressesAreReportedOnlyWhenTheSetChanges(t *testing.T) {
 	}
 }
 
+// TestServicesOfIPVSAreNotTheNodes has the device that kube-proxy in IPVS mode
+// leaves, come after the agent or before it.
+func TestServicesOfIPVSAreNotTheNodes(t *testing.T) {
+	ns := testutil.Node(t).Namespace()
+	early, _ := watchAddresses(t, ns)
+	early.wantSoon(t, "the start", nodeHas()...)
+
+	// kube-proxy's is a dummy device, which not every kernel has.
+	err := ns.Do(func() error {
+		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "kube-ipvs0"}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	add(t, ns, "kube-ipvs0", "10.96.0.1/32")
+	add(t, ns, "kube-ipvs0", "fd00:96::1/128")
+	add(t, ns, "kube-ipvs0", "192.0.2.1/32")
+	add(t, ns, sandbox.Bridge, "192.0.2.1/24")
+	late, _ := watchAddresses(t, ns)
+	for _, r := range []*recorder{early, late} {
+		r.wantSoon(t, "the address that another device has too", nodeHas("192.0.2.1")...)
+	}
+	if got := early.all(); len(got) != 2 {
+		t.Errorf("reports are %v, want 2 for 2 sets", got)
+	}
+
+	remove(t, ns, sandbox.Bridge, "192.0.2.1/24")
+	for _, r := range []*recorder{early, late} {
+		r.wantSoon(t, "the address that only Services have now", nodeHas()...)
+	}
+}
+
 func TestNoAddressIsASetToo(t *testing.T) {
 	node := testutil.Node(t)
 	pod, err := node.AddPod("pod")

@@ -63,8 +63,6 @@ type Config struct {
 	DetectLocal DetectLocal
 	Conntrack   Conntrack
 
-	// ConfigSyncPeriod is the informers' resync period, at least a second.
-	ConfigSyncPeriod time.Duration
 	// SyncPeriod is that of the file's mode, at least a second. Fairlead applies
 	// changes as they come and needs none, but /healthz fails when a change has
 	// waited for twice this long. (minSyncPeriod means nothing here.)
@@ -117,7 +115,7 @@ type DetectLocal struct {
 // leaves the kernel's value alone; the others are between a second and what the
 // kernel takes.
 type Conntrack struct {
-	// MaxPerCore and Min are not negative; see Max.
+	// MaxPerCore and Min are not negative.
 	MaxPerCore int
 	Min        int
 	// TCPBeLiberal: set nf_conntrack_tcp_be_liberal to 1. When false the
@@ -127,23 +125,6 @@ type Conntrack struct {
 	TCPCloseWaitTimeout   time.Duration
 	UDPTimeout            time.Duration
 	UDPStreamTimeout      time.Duration
-}
-
-// maxConntrack bounds what Max makes of many cores, as kube-proxy does to spare
-// the memory of large machines. Min may ask for more.
-const maxConntrack = 1 << 20
-
-// Max returns nf_conntrack_max for a node with this many CPUs, or zero when the
-// kernel's value is to be left alone.
-func (c Conntrack) Max(cpus int) int {
-	if c.MaxPerCore == 0 || cpus <= 0 {
-		return 0
-	}
-	// Compared by division: the product may not fit into an int.
-	if c.MaxPerCore > maxConntrack/cpus {
-		return maxConntrack
-	}
-	return max(c.MaxPerCore*cpus, c.Min)
 }
 
 // Default returns what kube-proxy does without a file, the same as a file that
@@ -170,9 +151,8 @@ func Default() Config {
 			TCPCloseWaitTimeout:   time.Hour,
 		},
 
-		ConfigSyncPeriod: 15 * time.Minute,
-		SyncPeriod:       30 * time.Second,
-		OOMScoreAdj:      -999,
+		SyncPeriod:  30 * time.Second,
+		OOMScoreAdj: -999,
 	}
 }
 

@@ -28,6 +28,9 @@ var ignored = map[string][]string{
 
 	"showHiddenMetricsForVersion": nil,
 
+	// Nothing is read anew by the clock: watches that break are made again.
+	"configSyncPeriod": {`"15m0s"`},
+
 	// That of the mode in use is honoured; see Config.SyncPeriod.
 	"iptables.syncPeriod": {`"30s"`},
 	"ipvs.syncPeriod":     {`"30s"`},

@@ -45,7 +45,6 @@ var honoured = map[string]string{
 	"conntrack.tcpBeLiberal":          `true`,
 	"conntrack.udpTimeout":            `"10s"`,
 	"conntrack.udpStreamTimeout":      `"60s"`,
-	"configSyncPeriod":                `"1m"`,
 }
 
 // warnedOf are the fields that have a warning of their own.

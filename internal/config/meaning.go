@@ -47,7 +47,6 @@ func (p *parser) config(in *v1alpha1.KubeProxyConfiguration) Config {
 	}
 	c.BindAddressHardFail = in.BindAddressHardFail
 	c.EnableProfiling = in.EnableProfiling
-	c.ConfigSyncPeriod = p.period("configSyncPeriod", in.ConfigSyncPeriod, c.ConfigSyncPeriod)
 	c.SyncPeriod = p.period(syncPeriodPath(in.Mode), syncPeriod(in), c.SyncPeriod)
 	if n := in.OOMScoreAdj; n != nil {
 		if *n < -1000 || *n > 1000 {

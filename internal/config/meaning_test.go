@@ -93,12 +93,13 @@ func TestValues(t *testing.T) {
 		},
 
 		{
-			name: "periods out of bounds", text: "configSyncPeriod: -1s\niptables: {syncPeriod: 1ms}",
-			change: func(c *Config) { c.SyncPeriod = time.Second },
-			warnings: []Warning{
-				`configSyncPeriod: -1s is not above 0: 15m0s, the default, is used`,
-				`iptables.syncPeriod: 1ms is too short: 1s is used`,
-			},
+			name: "negative period", text: "iptables: {syncPeriod: -1s}",
+			warnings: []Warning{`iptables.syncPeriod: -1s is not above 0: 30s, the default, is used`},
+		},
+		{
+			name: "short period", text: "iptables: {syncPeriod: 1ms}",
+			change:   func(c *Config) { c.SyncPeriod = time.Second },
+			warnings: []Warning{`iptables.syncPeriod: 1ms is too short: 1s is used`},
 		},
 		{
 			name: "huge period", text: "mode: nftables\nnftables: {syncPeriod: 2000000h}",

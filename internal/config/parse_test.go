@@ -4,9 +4,11 @@
 package config
 
 import (
+	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -253,25 +255,27 @@ func TestLoadNamesTheFile(t *testing.T) {
 	}
 }
 
-func TestConntrackMax(t *testing.T) {
-	tests := []struct {
-		name             string
-		maxPerCore, min  int
-		cpus, wantResult int
-	}{
-		{name: "few cores get the minimum", maxPerCore: 32768, min: 131072, cpus: 2, wantResult: 131072},
-		{name: "many cores count", maxPerCore: 32768, min: 131072, cpus: 8, wantResult: 262144},
-		{name: "very many cores are bounded", maxPerCore: 32768, min: 131072, cpus: 256, wantResult: 1048576},
-		{name: "a product that fits no int is bounded", maxPerCore: 1<<31 - 1, min: 0, cpus: 1 << 40, wantResult: 1048576},
-		{name: "a minimum above the bound is what was asked for", maxPerCore: 1, min: 2097152, cpus: 4, wantResult: 2097152},
-		{name: "zero per core leaves the limit alone whatever the minimum", maxPerCore: 0, min: 131072, cpus: 8, wantResult: 0},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			c := Conntrack{MaxPerCore: tt.maxPerCore, Min: tt.min}
-			if got := c.Max(tt.cpus); got != tt.wantResult {
-				t.Errorf("%+v for %d CPUs: %d, want %d", c, tt.cpus, got, tt.wantResult)
-			}
-		})
+func TestEncodeSaysWhatWasRead(t *testing.T) {
+	for _, text := range []string{
+		"", "nodePortAddresses: [10.0.0.0/8]\nbindAddress: 192.0.2.1\nconntrack: {maxPerCore: 7, udpTimeout: 3s}",
+		"clusterCIDR: 10.0.0.0/8,fd00::/48\niptables: {localhostNodePorts: false, syncPeriod: 7s}\noomScoreAdj: 3",
+		"detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\nclientConnection: {kubeconfig: /k, qps: 3, burst: 9}",
+		"featureGates: {AllowServiceExternalIPs: false}\nenableProfiling: true\nlogging: {format: json}",
+	} {
+		want, _, err := Parse([]byte(head + text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		encoded, err := json.Marshal(want.Encode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, warnings, err := Parse(encoded)
+		if err != nil || len(warnings) > 0 {
+			t.Errorf("%s: warnings %q, error %v", encoded, warnings, err)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s\nsays %+v\nwant %+v", encoded, got, want)
+		}
 	}
 }

@@ -180,6 +180,7 @@ type bpfNodeAddress uint32
 const (
 	bpfNodeAddressNODE_ADDRESS_OPEN     bpfNodeAddress = 1
 	bpfNodeAddressNODE_ADDRESS_LOOPBACK bpfNodeAddress = 2
+	bpfNodeAddressNODE_ADDRESS_LOCAL    bpfNodeAddress = 3
 )
 
 type bpfObjectName struct {

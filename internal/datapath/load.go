@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -62,7 +63,8 @@ type Datapath struct {
 	// NoIterators says why stale UDP sockets cannot be found on this kernel;
 	// nil where they can.
 	NoIterators error
-	// NoClientAddress says why programs cannot see at which address a pod is;
+	// NoClientAddress says why programs cannot see at which address a pod is: the
+	// kernel has no type information, or lets no program read its memory. It is
 	// nil where they can. Restricted load-balancer IPs are then denied to pods'
 	// sockets that are not bound to an address.
 	NoClientAddress error
@@ -121,7 +123,9 @@ func open(cfg Config) (*Datapath, error) {
 		return nil, err
 	}
 	hooks, iterators := split(spec)
-	coll, noTypes, err := loadHooks(hooks, cfg.Root)
+	coll, noTypes, err := loadHooks(func(types *btf.Spec) (*ebpf.Collection, error) {
+		return loadPinned(hooks, cfg.Root, types)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -223,23 +227,44 @@ func keepPinnedSize(root string, spec *ebpf.MapSpec) (changed bool, err error) {
 	return true, nil
 }
 
-// loadHooks loads the programs of the socket path. noTypes says why they were
-// loaded for a kernel whose types are unknown; see bpf/client.h for what they do
-// without.
-func loadHooks(spec *ebpf.CollectionSpec, root string) (coll *ebpf.Collection, noTypes, err error) {
-	coll, err = loadPinned(spec, root, nil)
-	if err == nil {
-		return coll, nil, nil
+// loadHooks loads the programs of the socket path. noTypes says why they could not
+// be loaded as they are but could for a kernel whose types are unknown; see
+// bpf/client.h for what they do without. load is loadPinned with the types it is
+// given.
+func loadHooks(load func(types *btf.Spec) (*ebpf.Collection, error)) (coll *ebpf.Collection, noTypes, err error) {
+	coll, err = load(nil)
+	if err == nil || hasOtherCause(err) {
+		return coll, nil, err
 	}
-	if _, noTypes = btf.LoadKernelSpec(); noTypes == nil {
+	// Trying is the only way to know: a kernel that lets no program read its
+	// memory answers like one that finds fault with the program.
+	types, typesErr := emptyTypes()
+	if typesErr != nil {
+		return nil, nil, errors.Join(err, typesErr)
+	}
+	coll, again := load(types)
+	if again != nil {
 		return nil, nil, err
 	}
-	types, err := emptyTypes()
-	if err != nil {
-		return nil, nil, err
+	return coll, explainNoTypes(err), nil
+}
+
+// hasOtherCause tells whether a failed load surely has nothing to do with the
+// kernel's types. Among these are failures that pass: programs that know less
+// would stay.
+func hasOtherCause(err error) bool {
+	return slices.ContainsFunc([]error{
+		ebpf.ErrMapIncompatible, unix.ENOMEM, unix.EAGAIN, unix.EMFILE, unix.ENFILE,
+	}, func(cause error) bool { return errors.Is(err, cause) })
+}
+
+// explainNoTypes adds what programs were missing that load without the kernel's
+// types.
+func explainNoTypes(err error) error {
+	if _, btfErr := btf.LoadKernelSpec(); btfErr != nil {
+		return fmt.Errorf("%w (this kernel does not describe its types; CONFIG_DEBUG_INFO_BTF is needed)", err)
 	}
-	coll, err = loadPinned(spec, root, types)
-	return coll, noTypes, err
+	return fmt.Errorf("%w (this kernel may not let programs read its memory, as under lockdown=confidentiality)", err)
 }
 
 // emptyTypes returns the type information of a kernel that has none.

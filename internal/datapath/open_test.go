@@ -5,6 +5,7 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
@@ -360,23 +363,95 @@ func TestSlotsAreNumberedIn24Bits(t *testing.T) {
 	}
 }
 
-// TestHooksNeedNoKernelTypes loads them as on a kernel without type information,
-// where programs cannot read the kernel's own structs.
-func TestHooksNeedNoKernelTypes(t *testing.T) {
-	root := testutil.BPFRoot(t)
+// hooksOf returns the programs of the socket path and where to pin their maps.
+func hooksOf(t *testing.T) (hooks *ebpf.CollectionSpec, root string) {
+	t.Helper()
+	root = testutil.BPFRoot(t)
 	fatal(t, os.MkdirAll(filepath.Dir(mapPath(root, "any")), 0o700))
 	spec, _, err := buildSpec(Config{Root: root, Sizes: small})
 	fatal(t, err)
-	types, err := emptyTypes()
-	fatal(t, err)
-	hooks, _ := split(spec)
-	coll, err := loadPinned(hooks, root, types)
+	hooks, _ = split(spec)
+	return hooks, root
+}
+
+// TestHooksThatMayNotReadTheKernel has them ask for what the library makes of
+// bpf_probe_read_kernel where lockdown=confidentiality refuses it: a helper that
+// no kernel gives them.
+func TestHooksThatMayNotReadTheKernel(t *testing.T) {
+	hooks, root := hooksOf(t)
+	for _, prog := range hooks.Programs {
+		for i, ins := range prog.Instructions {
+			if ins.IsBuiltinCall() && ins.Constant == int64(asm.FnProbeReadKernel) {
+				prog.Instructions[i].Constant = int64(asm.FnProbeRead)
+			}
+		}
+	}
+	coll, noTypes, err := loadHooks(func(types *btf.Spec) (*ebpf.Collection, error) {
+		return loadPinned(hooks, root, types)
+	})
 	if err != nil {
 		t.Fatalf("%+v", err)
 	}
 	defer coll.Close()
 	if len(coll.Programs) != len(hooks.Programs) {
 		t.Errorf("%d programs are loaded, want %d", len(coll.Programs), len(hooks.Programs))
+	}
+	if !errors.Is(noTypes, unix.EINVAL) {
+		t.Fatalf("reading is refused with %v, want EINVAL", noTypes)
+	}
+	for _, part := range []string{"bpf_probe_read#4", "lockdown=confidentiality"} {
+		if !strings.Contains(noTypes.Error(), part) {
+			t.Errorf("%q does not say %q", noTypes, part)
+		}
+	}
+	if strings.Contains(noTypes.Error(), "\n") {
+		t.Errorf("the reason has more than one line: %q", noTypes)
+	}
+}
+
+// TestHooksAreLoadedWithoutKernelTypes is about what a failure leads to.
+func TestHooksAreLoadedWithoutKernelTypes(t *testing.T) {
+	hooks, root := hooksOf(t)
+	refused := fmt.Errorf("program sock_connect4: load program: %w", unix.EINVAL)
+	for _, tc := range []struct {
+		name        string
+		first       error
+		alsoWithout bool // loading without types fails as well
+		want        error
+	}{
+		{name: "when the kernel has none", first: btf.ErrNotFound},
+		{name: "when programs are refused", first: refused},
+		{name: "when a privilege is missing", first: unix.EPERM},
+		{name: "and the first error is told when that fails too", first: refused, alsoWithout: true, want: refused},
+		{name: "but not when a stranger is at a pin", first: ebpf.ErrMapIncompatible, want: ebpf.ErrMapIncompatible},
+		{name: "but not after a failure that passes", first: unix.ENOMEM, want: unix.ENOMEM},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			coll, noTypes, err := loadHooks(func(types *btf.Spec) (*ebpf.Collection, error) {
+				switch {
+				case types == nil:
+					return nil, tc.first
+				case tc.alsoWithout:
+					return nil, errors.New("the second failure")
+				}
+				return loadPinned(hooks, root, types)
+			})
+			if coll != nil {
+				defer coll.Close()
+			}
+			if tc.want != nil {
+				if !errors.Is(err, tc.want) || coll != nil {
+					t.Errorf("got %v, %v; want no programs and %v", coll, err, tc.want)
+				}
+				return
+			}
+			if err != nil || len(coll.Programs) != len(hooks.Programs) {
+				t.Errorf("got %v, %v; want %d programs", coll, err, len(hooks.Programs))
+			}
+			if !errors.Is(noTypes, tc.first) {
+				t.Errorf("types are missing for %v, want %v", noTypes, tc.first)
+			}
+		})
 	}
 }
 

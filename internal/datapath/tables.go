@@ -96,9 +96,10 @@ func (t *Tables) Limits() (services, slots int) {
 	return int(t.maps[bpfMapServices].MaxEntries()), int(t.maps[bpfMapSlots].MaxEntries())
 }
 
-// SetFrontend inserts or replaces a row. Replacing is one step for a reader, but
-// the row it may still be reading is recycled by the next insertion or
-// replacement: call WaitReaders before that.
+// SetFrontend inserts or replaces a row. A reader finds the old row or the new one
+// (one that is walking the bucket at that moment may find neither). The row it may
+// still be reading is recycled by the next insertion or replacement: call
+// WaitReaders before that.
 func (t *Tables) SetFrontend(k lb.FrontendKey, f lb.Frontend) error {
 	key, value := encodeFrontendKey(k), encodeFrontend(f)
 	return t.put(bpfMapFrontends, k, &key, &value)

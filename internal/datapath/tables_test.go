@@ -207,9 +207,9 @@ func testFull(t *testing.T, d *Datapath) {
 			"update source_ranges 10.96.32.0/32: ", "; raise --max-source-ranges)",
 		},
 		{
-			"node_addresses", 4096,
+			"node_addresses", 16384,
 			func(i int) error { return d.SetNodeAddress(numbered(i).VIP, lb.NodeAddressOpen) },
-			"update node_addresses 10.96.16.0: ", ")",
+			"update node_addresses 10.96.64.0: ", ")",
 		},
 		{
 			"service_cidrs", 1024,

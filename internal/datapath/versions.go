@@ -4,6 +4,7 @@
 package datapath
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -49,36 +50,50 @@ func whyNothing(root string) string {
 	return versionName(last) + " is: it belongs to " + age + " fairlead"
 }
 
-// RemoveOldLinks detaches and unpins the links of versions before this one, and
-// returns their pins, sorted. Until then their programs run before or after
-// ours. Maps stay, so that the older version can be gone back to; what belongs to
-// newer versions is never touched. A link that cannot be removed is in the error
-// and does not keep the others.
-func RemoveOldLinks(root string) (removed []string, err error) {
+// RemoveOtherLinks detaches and unpins the links of every version but this one,
+// older or newer, and returns their pins in the order they went. Until then their
+// programs run before or after ours, with tables that nobody writes: the caller
+// holds the lock on root, so no other agent is alive. Maps stay, for a version
+// that is gone back to. A link that cannot be removed is in the error and does not
+// keep the others.
+func RemoveOtherLinks(root string) (removed []string, err error) {
 	versions, err := otherVersions(root)
 	if err != nil {
 		return nil, err
 	}
+	var pins []string
 	var errs []error
 	for _, v := range versions {
-		if v > ABI {
-			break
-		}
 		dir := filepath.Join(root, versionName(v), "links")
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("list links of an older version: %w", err))
+			errs = append(errs, fmt.Errorf("list links of another version: %w", err))
 		}
 		for _, e := range entries {
-			pin := filepath.Join(dir, e.Name())
-			if err := removeLink(pin); err != nil {
-				errs = append(errs, fmt.Errorf("remove link of an older version: %w", err))
-				continue
-			}
-			removed = append(removed, pin)
+			pins = append(pins, filepath.Join(dir, e.Name()))
 		}
 	}
+	// What has been translated must be translated back as long as anybody
+	// translates.
+	slices.SortStableFunc(pins, func(a, b string) int { return cmp.Compare(detachPhase(a), detachPhase(b)) })
+	for _, pin := range pins {
+		if err := removeLink(pin); err != nil {
+			errs = append(errs, fmt.Errorf("remove link of another version: %w", err))
+			continue
+		}
+		removed = append(removed, pin)
+	}
 	return removed, errors.Join(errs...)
+}
+
+// detachPhase returns 1 for the link of a hook that answers with a service address
+// and 0 for all others, those that translate one among them.
+func detachPhase(pin string) int {
+	hook := filepath.Base(pin)
+	if strings.HasPrefix(hook, "recvmsg") || strings.HasPrefix(hook, "getpeername") {
+		return 1
+	}
+	return 0
 }
 
 func removeLink(pin string) error {

@@ -60,43 +60,44 @@ func attached(t *testing.T, cgroup string, hook ebpf.AttachType) int {
 	return len(got.Programs)
 }
 
-func TestLinksOfOlderVersionsAreRemoved(t *testing.T) {
+func TestLinksOfOtherVersionsAreRemoved(t *testing.T) {
 	root, cgroup := testutil.BPFRoot(t), testutil.Cgroup(t).Path()
 	d := openDatapath(t, root, small)
 	const hook = ebpf.AttachCgroupInet4GetPeername
 	attach := func(dir string) string {
 		t.Helper()
-		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: hook, Program: d.Program("sock_getpeername4")})
-		fatal(t, err)
-		pin := filepath.Join(dir, "getpeername4")
-		fatal(t, l.Pin(pin))
-		fatal(t, l.Close())
-		return pin
+		return pinLink(t, d, cgroup, filepath.Join(dir, "getpeername4"), hook)
 	}
 	ours := attach(filepath.Dir(LinkPath(root, "any")))
 	newer := attach(makeDir(t, root, "v99", "links"))
 	older := attach(makeDir(t, root, "v1", "links"))
-	oldMaps := makeDir(t, root, "v1", "maps")
-	kept := filepath.Join(oldMaps, "frontends")
-	fatal(t, d.maps[bpfMapFrontends].Pin(kept))
+	keep := []string{ours}
+	for _, version := range []string{"v1", "v99"} {
+		pin := filepath.Join(makeDir(t, root, version, "maps"), "frontends")
+		m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+		fatal(t, err)
+		fatal(t, m.Pin(pin))
+		fatal(t, m.Close())
+		keep = append(keep, pin)
+	}
 	t.Cleanup(func() { fatal(t, os.RemoveAll(root)) })
 
-	removed, err := RemoveOldLinks(root)
+	removed, err := RemoveOtherLinks(root)
 	fatal(t, err)
-	if want := []string{older}; !slices.Equal(removed, want) {
+	if want := []string{older, newer}; !slices.Equal(removed, want) {
 		t.Errorf("removed are %v, want %v", removed, want)
 	}
-	if n := attached(t, cgroup, hook); n != 2 {
-		t.Errorf("%d programs are attached, want ours and the newer version's", n)
+	if n := attached(t, cgroup, hook); n != 1 {
+		t.Errorf("%d programs are attached, want ours alone", n)
 	}
-	for _, path := range []string{ours, newer, kept} {
+	for _, path := range keep {
 		if _, err := os.Stat(path); err != nil {
 			t.Errorf("%s should stay: %v", path, err)
 		}
 	}
 
 	t.Run("a second time there is nothing to do", func(t *testing.T) {
-		if removed, err := RemoveOldLinks(root); err != nil || len(removed) > 0 {
+		if removed, err := RemoveOtherLinks(root); err != nil || len(removed) > 0 {
 			t.Errorf("removed are %v, %v; want none", removed, err)
 		}
 	})
@@ -104,7 +105,7 @@ func TestLinksOfOlderVersionsAreRemoved(t *testing.T) {
 		stranger := filepath.Join(root, "v1", "links", "a_map")
 		fatal(t, d.maps[bpfMapMembers].Pin(stranger))
 		older := attach(filepath.Join(root, "v1", "links"))
-		removed, err := RemoveOldLinks(root)
+		removed, err := RemoveOtherLinks(root)
 		if err == nil || !strings.Contains(err.Error(), stranger) {
 			t.Errorf("error %v does not name %s", err, stranger)
 		}
@@ -115,4 +116,56 @@ func TestLinksOfOlderVersionsAreRemoved(t *testing.T) {
 			t.Errorf("the stranger should stay: %v", err)
 		}
 	})
+}
+
+// pinLink attaches one of our programs to the cgroup, pins the link and returns
+// the pin.
+func pinLink(t *testing.T, d *Datapath, cgroup, pin string, hook ebpf.AttachType) string {
+	t.Helper()
+	program := "sock_" + strings.TrimSuffix(filepath.Base(pin), "_new")
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: hook, Program: d.Program(program)})
+	fatal(t, err)
+	fatal(t, l.Pin(pin))
+	fatal(t, l.Close())
+	return pin
+}
+
+// TestAnotherVersionAnswersAsLongAsItTranslates is about two versions at once:
+// neither may still translate when the other no longer answers.
+func TestAnotherVersionAnswersAsLongAsItTranslates(t *testing.T) {
+	root, cgroup := testutil.BPFRoot(t), testutil.Cgroup(t).Path()
+	d := openDatapath(t, root, small)
+	var want []string
+	for _, hooks := range [][]struct {
+		name string
+		hook ebpf.AttachType
+	}{
+		{
+			{"connect4", ebpf.AttachCGroupInet4Connect},
+			{"connect6", ebpf.AttachCGroupInet6Connect},
+			{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg},
+			{"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg},
+			// Of an agent that was killed while it moved the link to another cgroup.
+			{"sendmsg6_new", ebpf.AttachCGroupUDP6Sendmsg},
+		}, {
+			{"getpeername4", ebpf.AttachCgroupInet4GetPeername},
+			{"getpeername6", ebpf.AttachCgroupInet6GetPeername},
+			{"recvmsg4", ebpf.AttachCGroupUDP4Recvmsg},
+			{"recvmsg6", ebpf.AttachCGroupUDP6Recvmsg},
+		},
+	} {
+		for _, version := range []string{"v1", "v99"} {
+			dir := makeDir(t, root, version, "links")
+			for _, h := range hooks {
+				want = append(want, pinLink(t, d, cgroup, filepath.Join(dir, h.name), h.hook))
+			}
+		}
+	}
+	t.Cleanup(func() { fatal(t, os.RemoveAll(root)) })
+
+	removed, err := RemoveOtherLinks(root)
+	fatal(t, err)
+	if !slices.Equal(removed, want) {
+		t.Errorf("links went in the order\n%s\nwant\n%s", strings.Join(removed, "\n"), strings.Join(want, "\n"))
+	}
 }

@@ -18,7 +18,8 @@ type Tracker struct {
 
 	mu       sync.Mutex
 	synced   bool
-	leaving  bool      // load balancers should not send to this node
+	leaving  bool // load balancers should not send to this node
+	applies  uint64
 	queued   time.Time // when the oldest change that is not in the kernel came; zero if none
 	last     time.Time // when the tables were last brought up to date
 	observer Observer
@@ -73,6 +74,24 @@ func (t *Tracker) Applied() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.queued, t.last, t.synced = time.Time{}, t.now(), true
+	t.applies++
+}
+
+// Applies returns how often Applied was called.
+func (t *Tracker) Applies() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.applies
+}
+
+// QueuedUnless is Queued if Applied has not been called since Applies returned
+// this: for who has seen a change wait, and cannot know what happened to it since.
+func (t *Tracker) QueuedUnless(applies uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.synced && t.queued.IsZero() && t.applies == applies {
+		t.queued = t.now()
+	}
 }
 
 // Healthy tells whether no change waits for too long. It asks neither whether

@@ -114,6 +114,9 @@ func (p portPage) facts() [][2]string {
 	if len(p.SourceRanges) > 0 || slices.ContainsFunc(p.Frontends, isLoadBalancer) {
 		facts = append(facts, [2]string{"source ranges", ranges})
 	}
+	if at := p.nodeAddresses(); at != "" {
+		facts = append(facts, [2]string{"NodePort", at})
+	}
 	facts = append(facts, [2]string{"topology hints", p.Hints})
 	switch {
 	case p.Kernel == nil:
@@ -140,6 +143,28 @@ func (p portPage) frontends() *table {
 		t.add(netip.AddrPortFrom(f.VIP, f.Port).String(), f.Type, inside, outside)
 	}
 	return t
+}
+
+// nodeAddresses says where NodePorts are reached; "" when there is none.
+func (p portPage) nodeAddresses() string {
+	for _, f := range p.Frontends {
+		if f.Type != lb.KindNodePort.String() {
+			continue
+		}
+		if len(f.At) == 0 {
+			return "reached at no address of this node"
+		}
+		var texts []string
+		for _, addr := range f.At {
+			text := addr.String()
+			if addr.IsLoopback() {
+				text += " (processes on the node)"
+			}
+			texts = append(texts, text)
+		}
+		return "reached at " + strings.Join(texts, ", ")
+	}
+	return ""
 }
 
 // rules returns a row for the sides that a rule decides for.

@@ -32,7 +32,8 @@ func explained() lb.ExplainedPort {
 		Hints: "ignored because not every ready endpoint has zone hints",
 		Frontends: []lb.ExplainedFrontend{
 			{VIP: netip.MustParseAddr("10.96.0.20"), Port: 443, Type: "ClusterIP", Inside: "clusterIP", Outside: "clusterIP"},
-			{VIP: netip.MustParseAddr("0.0.0.0"), Port: 30443, Type: "NodePort", Inside: "inside", Outside: "outside"},
+			{VIP: netip.MustParseAddr("0.0.0.0"), Port: 30443, Type: "NodePort", Inside: "inside", Outside: "outside",
+				At: []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("192.0.2.7")}},
 			{VIP: netip.MustParseAddr("203.0.113.20"), Port: 443, Type: "LoadBalancer", Inside: "inside", Outside: "outside"},
 			{
 				VIP: netip.MustParseAddr("198.51.100.20"), Port: 443, Type: "ExternalIP", Inside: "inside", Outside: "outside",

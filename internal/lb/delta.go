@@ -17,8 +17,8 @@ type Delta struct {
 	// Frontends holds the owner of each frontend that changed. The zero Owner
 	// means that nobody has it any more.
 	Frontends map[FrontendKey]Owner
-	// NodeAddresses holds each address that changed; 0 means that NodePorts are
-	// not reached there any more.
+	// NodeAddresses holds each address of the node that changed; 0 means that it
+	// needs to be known no more.
 	NodeAddresses map[netip.Addr]NodeAddress
 	// ServiceCIDRs holds each range that has come (true) or gone (false).
 	ServiceCIDRs map[netip.Prefix]bool

@@ -68,6 +68,9 @@ type ExplainedFrontend struct {
 	Type    string     `json:"type"`
 	Inside  string     `json:"inside"`  // name of the rule for clients on this node
 	Outside string     `json:"outside"` // name of the rule for clients elsewhere
+	// At holds the node's addresses at which a NodePort is reached, sorted; null
+	// for other frontends. Loopback ones are for processes on the node.
+	At []netip.Addr `json:"at,omitempty"`
 	// Lost names the Service that has this frontend instead, "" for none.
 	Lost string `json:"lost,omitempty"`
 }
@@ -164,7 +167,7 @@ func (s *Store) askedVIP(q Query, e *Explanation) []ServicePort {
 	kind := s.nodeAddresses()[q.VIP]
 	for _, protocol := range []Protocol{TCP, UDP, SCTP} {
 		owner := s.owner(FrontendKey{q.VIP, q.Number, protocol})
-		if !owner.Exists() && kind != 0 {
+		if !owner.Exists() && kind.NodePorts() {
 			owner = s.owner(FrontendKey{Unspecified(FamilyOf(q.VIP)), q.Number, protocol})
 		}
 		if owner.Exists() {
@@ -179,14 +182,30 @@ func (s *Store) askedVIP(q Query, e *Explanation) []ServicePort {
 		e.Verdict = fmt.Sprintf("pass: the ClusterIP of Service %v, which another proxy serves", owner.Service.Service)
 	case owner.Exists():
 		e.Verdict = fmt.Sprintf("no_port: the ClusterIP of Service %v, which does not define port %d: refused", owner.Service.Service, q.Number)
-	case slices.ContainsFunc(s.cidrs, func(p netip.Prefix) bool { return p.Contains(q.VIP) }):
-		e.Verdict = "drop: in a ServiceCIDR, but no Service has this address"
+	case kind == NodeAddressLocal:
+		e.Verdict = "pass: an address of this node, at which NodePorts are not reached"
 	case kind != 0:
 		e.Verdict = fmt.Sprintf("pass: an address of this node, but no Service has NodePort %d", q.Number)
+	case slices.ContainsFunc(s.cidrs, func(p netip.Prefix) bool { return p.Contains(q.VIP) }):
+		e.Verdict = "drop: in a ServiceCIDR, but no Service has this address as its ClusterIP"
+	case s.hasAddress(q.VIP).Exists():
+		e.Verdict = fmt.Sprintf("pass: Service %v has this address, but not port %d; only a ClusterIP's undefined ports are refused",
+			s.hasAddress(q.VIP).Service.Service, q.Number)
 	default:
 		e.Verdict = "pass: no Service has this address"
 	}
 	return nil
+}
+
+// hasAddress returns an owner of some port of an address, the zero Owner when there
+// is none.
+func (s *Store) hasAddress(vip netip.Addr) Owner {
+	for key, claims := range s.claims {
+		if key.VIP == vip {
+			return claims[0]
+		}
+	}
+	return Owner{}
 }
 
 // explainer is what is known about one service port.
@@ -252,6 +271,15 @@ func (x explainer) frontends() []ExplainedFrontend {
 		f := ExplainedFrontend{
 			VIP: key.VIP, Port: key.Port, Type: owner.Kind.String(),
 			Inside: owner.Kind.Inside().String(), Outside: owner.Kind.Outside().String(),
+		}
+		if owner.Kind == KindNodePort {
+			f.At = []netip.Addr{}
+			for addr, kind := range x.nodeAddresses() {
+				if kind.NodePorts() && FamilyOf(addr) == x.port.Family {
+					f.At = append(f.At, addr)
+				}
+			}
+			slices.SortFunc(f.At, netip.Addr.Compare)
 		}
 		if winner := x.claims[key][0]; winner.Service != owner.Service {
 			f.Lost = winner.Service.Service.String()
@@ -376,41 +404,82 @@ func (x explainer) reason(c candidate, local bool) string {
 	}
 }
 
-// Compare returns where tables differ from what Changes or All has told about sp,
-// in words; empty, not nil, when they agree.
-func (s *Store) Compare(sp ServicePort, t Tables) []string {
-	out := []string{}
-	differ := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
-	var ids []ServiceID
+// Compare returns where tables differ from what Changes or All has told about each
+// of these service ports, in words; empty, not nil, when they agree.
+func (s *Store) Compare(ports []ServicePort, t Tables) map[ServicePort][]string {
+	out := make(map[ServicePort][]string, len(ports))
+	held := heldRows(ports, t)
+	for _, sp := range ports {
+		h, want := held[sp], s.told.Services[sp]
+		if want == nil || len(h.ids) != 1 {
+			out[sp] = []string{fmt.Sprintf("%v has %d service IDs", sp, len(h.ids))}
+			continue
+		}
+		out[sp] = append(compareService(h, want, t), s.compareFrontends(sp, h, t)...)
+	}
+	return out
+}
+
+// held is what tables have of one service port.
+type held struct {
+	port      ServicePort
+	ids       []ServiceID
+	sources   []Source
+	members   []Member
+	frontends []FrontendKey
+}
+
+// heldRows goes through the tables once for all ports.
+func heldRows(ports []ServicePort, t Tables) map[ServicePort]*held {
+	out := make(map[ServicePort]*held, len(ports))
+	for _, sp := range ports {
+		out[sp] = &held{port: sp}
+	}
+	byID := map[ServiceID]*held{}
 	for id, name := range t.Names {
-		if name == sp {
-			ids = append(ids, id)
+		if h := out[name]; h != nil {
+			h.ids = append(h.ids, id)
+			byID[id] = h
 		}
 	}
-	want := s.told.Services[sp]
-	if want == nil || len(ids) != 1 {
-		differ("%v has %d service IDs", sp, len(ids))
-		return out
+	for src := range t.Sources {
+		if h := byID[src.Service]; h != nil {
+			h.sources = append(h.sources, src)
+		}
 	}
-	id := ids[0]
+	for m := range t.Members {
+		if h := byID[m.Service]; h != nil {
+			h.members = append(h.members, m)
+		}
+	}
+	for key, f := range t.Frontends {
+		if h := byID[f.Service]; h != nil && !key.IsWildcard() {
+			h.frontends = append(h.frontends, key)
+		}
+	}
+	return out
+}
+
+func compareService(h *held, want *Backends, t Tables) []string {
+	out := []string{}
+	id := h.ids[0]
 	row := t.Services[id]
 	for side := range Side(Sides) {
 		have, set := t.Backends(row.Sides[side]), want.Sides[side]
 		slices.SortFunc(have, Backend.Compare)
 		if !slices.Equal(have, set.Backends) || row.Sides[side].Elsewhere() != set.Elsewhere {
-			differ("%v: the kernel has %s, wanted is %s", side,
-				describe(have, row.Sides[side].Elsewhere()), describe(set.Backends, set.Elsewhere))
+			out = append(out, fmt.Sprintf("%v: the kernel has %s, wanted is %s", side,
+				describe(have, row.Sides[side].Elsewhere()), describe(set.Backends, set.Elsewhere)))
 		}
 	}
 	if row.Affinity != want.Affinity || row.Restricted != want.Restricted || row.NodeAllowed != want.NodeAllowed {
-		differ("affinity %ds, restricted %v, node allowed %v; wanted is %ds, %v, %v", row.Affinity, row.Restricted,
-			row.NodeAllowed, want.Affinity, want.Restricted, want.NodeAllowed)
+		out = append(out, fmt.Sprintf("affinity %ds, restricted %v, node allowed %v; wanted is %ds, %v, %v", row.Affinity,
+			row.Restricted, row.NodeAllowed, want.Affinity, want.Restricted, want.NodeAllowed))
 	}
-	out = append(out, compareRows("source range", rowsOf(t.Sources, func(src Source) bool { return src.Service == id }),
-		want.sources(id), Source.Compare, func(src Source) string { return src.Prefix.String() })...)
-	out = append(out, compareRows("member", rowsOf(t.Members, func(m Member) bool { return m.Service == id }),
-		want.members(id, sp.Protocol), Member.Compare, func(m Member) string { return m.Backend.String() + " (" + m.Use.String() + ")" })...)
-	return append(out, s.compareFrontends(sp, id, t)...)
+	out = append(out, compareRows("source range", h.sources, want.sources(id), Source.Compare,
+		func(src Source) string { return src.Prefix.String() })...)
+	return append(out, compareRows("member", h.members, want.members(id, h.port.Protocol), Member.Compare,
+		func(m Member) string { return m.Backend.String() + " (" + m.Use.String() + ")" })...)
 }
 
 // describe says what clients of a set get.
@@ -453,16 +522,6 @@ func (b *Backends) members(id ServiceID, protocol Protocol) []Member {
 	return out
 }
 
-func rowsOf[R comparable](rows map[R]struct{}, of func(R) bool) []R {
-	var out []R
-	for r := range rows {
-		if of(r) {
-			out = append(out, r)
-		}
-	}
-	return out
-}
-
 // compareRows says which rows are missing and which are too many.
 func compareRows[R comparable](what string, have, want []R, compare func(R, R) int, text func(R) string) []string {
 	var out []string
@@ -481,24 +540,50 @@ func compareRows[R comparable](what string, have, want []R, compare func(R, R) i
 	return out
 }
 
-func (s *Store) compareFrontends(sp ServicePort, id ServiceID, t Tables) []string {
+// compareFrontends looks at what leads to a service port, the wildcards of its
+// ClusterIP and, for a NodePort, the addresses it is reached at.
+func (s *Store) compareFrontends(sp ServicePort, h *held, t Tables) []string {
 	var out []string
+	differ := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	keys := map[FrontendKey]struct{}{}
-	for key := range s.services[sp.Service].frontends {
+	for _, key := range h.frontends {
 		keys[key] = struct{}{}
 	}
-	for key, f := range t.Frontends {
-		if f.Service == id {
+	for key, owner := range s.services[sp.Service].frontends {
+		if owner.Service.Family == sp.Family && (owner.Service == sp || key.IsWildcard()) {
 			keys[key] = struct{}{}
 		}
 	}
+	nodePort := false
 	for _, key := range slices.SortedFunc(maps.Keys(keys), FrontendKey.Compare) {
 		owner, have := s.told.Frontends[key], t.Frontends[key]
 		switch {
-		case owner.Service == sp && !key.IsWildcard() && have != (Frontend{id, owner.Kind}):
-			out = append(out, fmt.Sprintf("frontend %v does not lead here", key))
-		case owner.Service != sp && have.Service == id && !key.IsWildcard():
-			out = append(out, fmt.Sprintf("frontend %v leads here and should not", key))
+		case key.IsWildcard():
+			if have != (Frontend{NoService, owner.Kind}) {
+				differ("undefined ports of %v are not refused", key.VIP)
+			}
+		case owner.Service == sp && have != (Frontend{h.ids[0], owner.Kind}):
+			differ("frontend %v does not lead here", key)
+		case owner.Service != sp && have.Service == h.ids[0]:
+			differ("frontend %v leads here and should not", key)
+		}
+		nodePort = nodePort || owner.Service == sp && owner.Kind == KindNodePort
+	}
+	if nodePort {
+		out = append(out, s.compareNodeAddresses(sp.Family, t)...)
+	}
+	return out
+}
+
+func (s *Store) compareNodeAddresses(family Family, t Tables) []string {
+	var out []string
+	addresses := maps.Clone(s.told.NodeAddresses)
+	for addr := range t.NodeAddresses {
+		addresses[addr] = s.told.NodeAddresses[addr]
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(addresses), netip.Addr.Compare) {
+		if have, want := t.NodeAddresses[addr], addresses[addr]; have != want && FamilyOf(addr) == family {
+			out = append(out, fmt.Sprintf("node address %v: the kernel has %v, wanted is %v", addr, have, want))
 		}
 	}
 	return out

@@ -273,8 +273,8 @@ func TestWhatAQueryFinds(t *testing.T) {
 		{name: "a number that is no NodePort", query: vip("10.0.9.9:30081"), verdict: "pass: an address of this node, but no Service has NodePort 30081"},
 		{name: "undefined port", query: vip("10.96.0.1:81"), verdict: "no_port: the ClusterIP of Service ns/web, which does not define port 81: refused"},
 		{name: "undefined port of a Service without any", query: vip("10.96.0.78:81"), verdict: "no_port: the ClusterIP of Service ns/empty, which does not define port 81: refused"},
-		{name: "undefined port of a load-balancer IP: ClusterIPs only", query: vip("192.0.2.1:81"), verdict: "pass: no Service has this address"},
-		{name: "an address inside a ServiceCIDR that belongs to no Service", query: vip("10.96.200.1:80"), verdict: "drop: in a ServiceCIDR, but no Service has this address"},
+		{name: "undefined port of a load-balancer IP: ClusterIPs only", query: vip("192.0.2.1:81"), verdict: "pass: Service ns/web has this address, but not port 81; only a ClusterIP's undefined ports are refused"},
+		{name: "an address inside a ServiceCIDR that belongs to no Service", query: vip("10.96.200.1:80"), verdict: "drop: in a ServiceCIDR, but no Service has this address as its ClusterIP"},
 		{name: "the ClusterIP of a foreign Service", query: vip("10.96.0.77:80"), verdict: "pass: the ClusterIP of Service ns/theirs, which another proxy serves"},
 		{name: "nobody's address", query: vip("8.8.8.8:53"), verdict: "pass: no Service has this address"},
 	}
@@ -408,6 +408,7 @@ func program(d lb.Delta) lb.Tables {
 	for key, owner := range d.Frontends {
 		t.Frontends[key] = lb.Frontend{Service: ids[owner.Service], Kind: owner.Kind}
 	}
+	maps.Copy(t.NodeAddresses, d.NodeAddresses)
 	return t
 }
 
@@ -441,6 +442,12 @@ func TestCompareWithTheKernelsTables(t *testing.T) {
 		}, []string{}},
 		{"no service", func(t lb.Tables) { delete(t.Names, id(t)) }, []string{"ns/web:http/TCP/IPv4 has 0 service IDs"}},
 		{"two services", func(t lb.Tables) { t.Names[99] = webPort }, []string{"ns/web:http/TCP/IPv4 has 2 service IDs"}},
+		{"a node address less", func(t lb.Tables) { delete(t.NodeAddresses, netip.MustParseAddr("127.0.0.1")) },
+			[]string{"node address 127.0.0.1: the kernel has none, wanted is loopback"}},
+		{"a node address too many", func(t lb.Tables) { t.NodeAddresses[netip.MustParseAddr("10.0.9.99")] = lb.NodeAddressOpen },
+			[]string{"node address 10.0.9.99: the kernel has open, wanted is none"}},
+		{"no wildcard", func(t lb.Tables) { delete(t.Frontends, lb.FrontendKey{VIP: webService().ClusterIPs[0]}) },
+			[]string{"undefined ports of " + webService().ClusterIPs[0].String() + " are not refused"}},
 		{"a backend less", row(func(r *lb.ServiceRow) { r.Sides[lb.SideInside].Count = 1 }),
 			[]string{"inside: the kernel has [10.0.0.1:8080], wanted is [10.0.0.1:8080 10.0.0.2:8080]"}},
 		{"another backend", func(t lb.Tables) { t.Slots[t.Services[id(t)].Sides[lb.SideClusterIP].Base] = dnsBackend },
@@ -470,13 +477,13 @@ func TestCompareWithTheKernelsTables(t *testing.T) {
 				t.Fatalf("the tables of this test: %v", errs)
 			}
 			tt.damage(tables)
-			if diff := cmp.Diff(tt.want, s.Compare(webPort, tables)); diff != "" {
+			if diff := cmp.Diff(tt.want, s.Compare([]lb.ServicePort{webPort}, tables)[webPort]); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
 	}
 	for sp := range delta.Services {
-		if got := s.Compare(sp, program(delta)); got == nil || len(got) > 0 {
+		if got := s.Compare([]lb.ServicePort{sp}, program(delta))[sp]; got == nil || len(got) > 0 {
 			t.Errorf("%v: %#v", sp, got)
 		}
 	}
@@ -495,7 +502,7 @@ func TestCompareSeesASourceRangeTooMany(t *testing.T) {
 	s := explainedStore()
 	tables := program(s.All())
 	tables.Sources[lb.Source{Service: webID(tables), Prefix: netip.MustParsePrefix("10.0.0.0/8")}] = struct{}{}
-	if got := s.Compare(webPort, tables); len(got) == 0 {
+	if got := s.Compare([]lb.ServicePort{webPort}, tables)[webPort]; len(got) == 0 {
 		t.Error("they agree")
 	}
 }
@@ -504,7 +511,7 @@ func TestCompareSeesAFrontendTooMany(t *testing.T) {
 	s := explainedStore()
 	tables := program(s.All())
 	tables.Frontends[lb.FrontendKey{VIP: netip.MustParseAddr("192.0.2.99"), Port: 80, Protocol: lb.TCP}] = lb.Frontend{Service: webID(tables), Kind: lb.KindExternalIP}
-	if got := s.Compare(webPort, tables); len(got) == 0 {
+	if got := s.Compare([]lb.ServicePort{webPort}, tables)[webPort]; len(got) == 0 {
 		t.Error("they agree")
 	}
 }
@@ -514,7 +521,7 @@ func TestCompareSeesMissingMembers(t *testing.T) {
 	s.SetSlice(webSlice("s", 8080, endpoint("10.0.0.1", "rs", on(here))))
 	tables := program(s.All())
 	clear(tables.Members)
-	if got := s.Compare(webPort, tables); len(got) == 0 {
+	if got := s.Compare([]lb.ServicePort{webPort}, tables)[webPort]; len(got) == 0 {
 		t.Error("they agree")
 	}
 }
@@ -524,7 +531,7 @@ func TestCompareSaysWhatDiffersInAnEmptySet(t *testing.T) {
 	s.SetSlice(webSlice("s", 8080, endpoint("10.0.0.1", "rs", on("there"))))
 	tables := program(s.All())
 	setRow(tables, webID(tables), func(r *lb.ServiceRow) { r.Sides[lb.SideOutside].Base = 0 })
-	if got := s.Compare(webPort, tables); len(got) != 1 || got[0] == "outside: the kernel has [], wanted is []" {
+	if got := s.Compare([]lb.ServicePort{webPort}, tables)[webPort]; len(got) != 1 || got[0] == "outside: the kernel has [], wanted is []" {
 		t.Errorf("got %q", got)
 	}
 }

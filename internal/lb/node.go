@@ -23,21 +23,24 @@ func (s *Store) SetNode(n Node) {
 	}
 }
 
-// NodePorts returns at which addresses NodePorts are reached.
-func (s *Store) NodePorts() NodePorts { return s.config.NodePorts }
-
-// All tells whether NodePorts are reached at every local address of a family.
-func (n NodePorts) All(family Family) bool {
+// AllAddresses tells whether NodePorts are reached at every local address of a
+// family: no CIDR names the family, or its whole. For the primary address that
+// means, as with kube-proxy, that the Node names none of the family.
+func (s *Store) AllAddresses(family Family) bool {
+	ports := s.config.NodePorts
+	if ports.Primary {
+		return !slices.ContainsFunc(s.node.Addresses, func(a netip.Addr) bool { return FamilyOf(a) == family })
+	}
 	named := false
-	for _, p := range n.CIDRs {
+	for _, p := range ports.CIDRs {
 		if FamilyOf(p.Addr()) == family {
-			named = true
 			if p.Bits() == 0 {
-				return !n.Primary
+				return true
 			}
+			named = true
 		}
 	}
-	return !n.Primary && !named
+	return !named
 }
 
 // SetNodePorts changes at which addresses NodePorts are reached.
@@ -79,7 +82,7 @@ func (s *Store) touchNode() {
 	}
 }
 
-// nodeAddresses returns the addresses at which NodePorts are reached.
+// nodeAddresses returns the addresses of the node that need to be known.
 func (s *Store) nodeAddresses() map[netip.Addr]NodeAddress {
 	out := map[netip.Addr]NodeAddress{}
 	ports := s.config.NodePorts
@@ -87,11 +90,14 @@ func (s *Store) nodeAddresses() map[netip.Addr]NodeAddress {
 		for _, a := range s.node.Addresses {
 			out[a] = NodeAddressOpen
 		}
-	} else {
-		for _, a := range s.local {
-			if ports.include(a) {
-				out[a] = NodeAddressOpen
-			}
+	}
+	for _, a := range s.local {
+		in := func(p netip.Prefix) bool { return p.Contains(a) }
+		switch open := !ports.Primary && slices.ContainsFunc(ports.CIDRs, in) || s.AllAddresses(FamilyOf(a)); {
+		case open && !a.IsLoopback():
+			out[a] = NodeAddressOpen
+		case out[a] == 0 && slices.ContainsFunc(s.cidrs, in):
+			out[a] = NodeAddressLocal
 		}
 	}
 	for _, a := range []netip.Addr{loopback4, netip.IPv6Loopback()} {
@@ -104,14 +110,6 @@ func (s *Store) nodeAddresses() map[netip.Addr]NodeAddress {
 }
 
 var loopback4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-
-// include tells whether NodePorts are reached at a local address.
-func (n NodePorts) include(a netip.Addr) bool {
-	if a.IsLoopback() {
-		return false
-	}
-	return n.All(FamilyOf(a)) || slices.ContainsFunc(n.CIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
-}
 
 // restrict fills in who may use the load-balancer IPs of svc in a family: those
 // in loadBalancerSourceRanges. A range that holds the node's own address also

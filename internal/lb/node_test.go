@@ -30,11 +30,12 @@ func TestNodePortAddresses(t *testing.T) {
 		name: "primary, whatever CIDRs say", config: lb.NodePorts{Primary: true, CIDRs: prefixes("172.16.0.0/16")}, node: node,
 		want: []string{"10.0.9.9 open", "fd00:9::9 open"},
 	}, {
-		name: "primary, a Node of one family", config: lb.NodePorts{Primary: true}, node: node[:1],
-		want: []string{"10.0.9.9 open"},
+		name: "primary, a family that the Node has no address of accepts on every local address", config: lb.NodePorts{Primary: true}, node: node[:1],
+		want: []string{"10.0.9.9 open", "fd00:9::9 open", "2001:db8:9::9 open"},
 	}, {
 		name: "primary, a Node without addresses", config: lb.NodePorts{Primary: true, Loopback: true},
-		want: []string{"127.0.0.1 loopback", "::1 loopback"},
+		want: []string{"10.0.9.9 open", "10.0.9.10 open", "172.16.0.1 open", "fd00:9::9 open", "2001:db8:9::9 open",
+			"127.0.0.1 loopback", "::1 loopback"},
 	}, {
 		name: "primary, a Node that says a loopback address is its own", config: lb.NodePorts{Primary: true}, node: addrs("127.0.0.1", "::1"),
 	}, {
@@ -79,24 +80,24 @@ func TestNodePortsAtEveryLocalAddress(t *testing.T) {
 	tests := []struct {
 		name   string
 		config lb.NodePorts
+		node   []netip.Addr
 		v4, v6 bool
 	}{
-		{"primary", lb.NodePorts{Primary: true}, false, false},
-		{"primary, whatever CIDRs say", lb.NodePorts{Primary: true, CIDRs: prefixes("0.0.0.0/0", "::/0")}, false, false},
-		{"no CIDRs", lb.NodePorts{}, true, true},
-		{"CIDRs of one family", lb.NodePorts{CIDRs: prefixes("10.0.0.0/8")}, false, true},
-		{"CIDRs of both families", lb.NodePorts{CIDRs: prefixes("10.0.0.0/8", "fd00::/8")}, false, false},
-		{"a zero CIDR among others", lb.NodePorts{CIDRs: prefixes("fd00::/8", "::/0", "10.0.0.0/8")}, false, true},
+		{"primary", lb.NodePorts{Primary: true}, addrs("10.0.9.9", "fd00:9::9"), false, false},
+		{"primary, a Node of one family", lb.NodePorts{Primary: true}, addrs("fd00:9::9"), true, false},
+		{"primary, no Node", lb.NodePorts{Primary: true}, nil, true, true},
+		{"primary, whatever CIDRs say", lb.NodePorts{Primary: true, CIDRs: prefixes("0.0.0.0/0", "::/0")}, addrs("10.0.9.9", "fd00:9::9"), false, false},
+		{"no CIDRs", lb.NodePorts{}, nil, true, true},
+		{"CIDRs of one family", lb.NodePorts{CIDRs: prefixes("10.0.0.0/8")}, nil, false, true},
+		{"CIDRs of both families", lb.NodePorts{CIDRs: prefixes("10.0.0.0/8", "fd00::/8")}, nil, false, false},
+		{"a zero CIDR among others", lb.NodePorts{CIDRs: prefixes("fd00::/8", "::/0", "10.0.0.0/8")}, nil, false, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if v4, v6 := tt.config.All(lb.IPv4), tt.config.All(lb.IPv6); v4 != tt.v4 || v6 != tt.v6 {
+			s := lb.NewStore(lb.Config{NodePorts: tt.config})
+			s.SetNode(lb.Node{Addresses: tt.node})
+			if v4, v6 := s.AllAddresses(lb.IPv4), s.AllAddresses(lb.IPv6); v4 != tt.v4 || v6 != tt.v6 {
 				t.Errorf("IPv4 %v, IPv6 %v, want %v, %v", v4, v6, tt.v4, tt.v6)
-			}
-			s := newStore()
-			s.SetNodePorts(tt.config)
-			if got := s.NodePorts(); got.Primary != tt.config.Primary || !slices.Equal(got.CIDRs, tt.config.CIDRs) {
-				t.Errorf("NodePorts() = %+v, want %+v", got, tt.config)
 			}
 		})
 	}
@@ -144,6 +145,17 @@ func TestNodeAddressesChange(t *testing.T) {
 		step.do()
 		expect(t, step.name, s.Changes(), step.want...)
 	}
+}
+
+func TestAnAddressOfTheNodeInAServiceCIDRIsNotDropped(t *testing.T) {
+	s := lb.NewStore(lb.Config{NodePorts: lb.NodePorts{Primary: true}})
+	s.SetNode(lb.Node{Addresses: addrs("10.0.9.9", "fd00:9::9")})
+	s.SetLocalAddresses(addrs("10.0.9.9", "10.96.0.10", "192.0.2.1", "fd00:9::9"))
+	expect(t, "without CIDRs", s.Changes(), "node address 10.0.9.9 open", "node address fd00:9::9 open")
+	s.SetServiceCIDRs(prefixes("10.0.0.0/8"))
+	expect(t, "with one", s.Changes(), "service CIDR 10.0.0.0/8 true", "node address 10.96.0.10 local")
+	s.SetServiceCIDRs(nil)
+	expect(t, "with none again", s.Changes(), "service CIDR 10.0.0.0/8 false", "node address 10.96.0.10 gone")
 }
 
 func TestServiceCIDRs(t *testing.T) {

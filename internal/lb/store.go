@@ -21,7 +21,8 @@ type Config struct {
 
 // NodePorts says at which of the node's addresses NodePorts are reached.
 type NodePorts struct {
-	// Primary means the addresses in the Node, whatever CIDRs says.
+	// Primary means the addresses in the Node, whatever CIDRs says. A family that
+	// the Node has no address of counts with all its local addresses.
 	Primary bool
 	// CIDRs are the ranges in which local addresses count. A family that none of
 	// them is of counts with all its local addresses.
@@ -197,6 +198,9 @@ func (s *Store) ReplaceSlices(list []Slice) (changes int) {
 	}
 	return changes
 }
+
+// Services returns how many Services there are.
+func (s *Store) Services() int { return len(s.services) }
 
 // Changes returns what has changed since Changes or All was last called. It is
 // empty when what happened in between made no difference.

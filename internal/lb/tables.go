@@ -275,26 +275,36 @@ func (s Source) Compare(o Source) int {
 	return cmp.Or(cmp.Compare(s.Service, o.Service), s.Prefix.Compare(o.Prefix))
 }
 
-// NodeAddress says who reaches NodePorts at an address of this node. The zero
-// value is for an address that is not the node's, or not meant for that.
+// NodeAddress says what an address of this node is for. The zero value is for one
+// that is not the node's, or that nobody needs to know.
 type NodeAddress uint8
 
 // The kinds of node addresses.
 const (
-	// NodeAddressOpen is for everybody.
+	// NodeAddressOpen is for everybody who dials a NodePort.
 	NodeAddressOpen NodeAddress = 1
-	// NodeAddressLoopback is for processes on the node, and only while no socket
-	// listens on the port itself.
+	// NodeAddressLoopback is for processes on the node that do, and only while no
+	// socket listens on the port itself.
 	NodeAddressLoopback NodeAddress = 2
+	// NodeAddressLocal has no NodePorts and lies in a service CIDR, where it is
+	// not dropped: a DNS cache may listen there.
+	NodeAddressLocal NodeAddress = 3
 )
 
-// String returns "open" or "loopback".
+// NodePorts tells whether NodePorts are reached there.
+func (a NodeAddress) NodePorts() bool { return a == NodeAddressOpen || a == NodeAddressLoopback }
+
+// String returns "none", "open", "loopback" or "local".
 func (a NodeAddress) String() string {
 	switch a {
+	case 0:
+		return "none"
 	case NodeAddressOpen:
 		return "open"
 	case NodeAddressLoopback:
 		return "loopback"
+	case NodeAddressLocal:
+		return "local"
 	default:
 		return "address(" + itoa(uint32(a)) + ")"
 	}
@@ -322,7 +332,7 @@ type Tables struct {
 	Members map[Member]struct{}
 	// Sources holds the rows of services that are restricted.
 	Sources map[Source]struct{}
-	// NodeAddresses are the addresses at which NodePorts are reached.
+	// NodeAddresses are the addresses of the node that need to be known.
 	NodeAddresses map[netip.Addr]NodeAddress
 	// ServiceCIDRs are the ranges in which an address that nobody owns is
 	// dropped. Masked.

@@ -42,6 +42,10 @@ type KubernetesOptions struct {
 	// APIServer is the URL to reach the API server at, in place of the one that
 	// the kubeconfig or the pod's environment names. May be empty.
 	APIServer string
+	// QPS and Burst bound the requests per second and how many may exceed that
+	// for a moment; 0 for client-go's own bounds, QPS below 0 for none.
+	QPS   float32
+	Burst int
 	// Version is ours; the server sees it in the user agent.
 	Version string
 	Log     *zap.Logger
@@ -52,7 +56,8 @@ type kubernetes struct {
 	options   KubernetesOptions
 	server    server
 	resources []resource
-	askAgain  time.Duration // the constant, but in tests
+	// These are the constants askAgain and startTimeout, but in tests.
+	askAgain, answerWithin time.Duration
 }
 
 // resource is one kind of objects that is listed and watched.
@@ -101,7 +106,7 @@ func watching(server server, o KubernetesOptions) (*kubernetes, error) {
 	}
 	noHeadless := metav1.ListOptions{LabelSelector: "!" + corev1.IsHeadlessService}
 	ourNode := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", o.NodeName).String()}
-	return &kubernetes{options: o, server: server, askAgain: askAgain, resources: []resource{{
+	return &kubernetes{options: o, server: server, askAgain: askAgain, answerWithin: startTimeout, resources: []resource{{
 		name:    "services",
 		example: &corev1.Service{},
 		client:  listWatch(core, "services", metav1.ListOptions{}),

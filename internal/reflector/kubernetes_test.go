@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -335,6 +336,8 @@ func TestServiceCIDRsMayBeMissing(t *testing.T) {
 	}{
 		{name: "a server before 1.33 does not have them", refuse: absent, want: "info api server does not have this resource: going on without"},
 		{name: "a role may not allow them", refuse: forbidden, want: "warn api server keeps this resource from us: going on without"},
+		{name: "a server may fail", refuse: apierrors.NewInternalError(errors.New("storage")),
+			want: "warn api server fails to answer for this resource: going on without"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -342,7 +345,7 @@ func TestServiceCIDRsMayBeMissing(t *testing.T) {
 			a, url := newAPI(t, true)
 			a.refuse[cidrsPath] = tt.refuse
 			k := newKubernetes(t, url, zap.New(core))
-			k.askAgain = 10 * time.Millisecond
+			k.askAgain, k.answerWithin = 10*time.Millisecond, 0
 			h := start(t, k)
 			h.firstFour("services:", "slices:", "no node", "cidrs:")
 

@@ -60,24 +60,29 @@ func (k *kubernetes) meet(ctx context.Context) error {
 }
 
 // await returns true once the server lets us list and watch r, which may be
-// never, and false when ctx ends first. While the server has no r, or keeps it
-// from us, there is none; the log says so once.
+// never, and false when ctx ends first. While the server has no r, keeps it from
+// us, or has failed to answer for startTimeout, there is none, since others wait
+// for what it says; the log says so once.
 func (k *kubernetes) await(ctx context.Context, r resource, events chan<- Event) bool {
-	for without := false; ; {
+	start, without := time.Now(), false
+	for {
 		verb, err := try(ctx, r)
 		if err == nil {
 			return true
 		}
-		pause := retryAtLeastEvery // the server is away, which others tell
+		pause := min(retryAtLeastEvery, k.askAgain)
 		if isFinal(err) {
 			pause = k.askAgain
-			if !without {
-				without = true
-				k.doWithout(verb, r, err)
-				if e := r.digest.replaced(nil); e != nil {
-					send(ctx, events, e)
-				}
+		}
+		if !without && (isFinal(err) || time.Since(start) >= k.answerWithin) {
+			without = true
+			k.doWithout(verb, r, err)
+			if e := r.digest.replaced(nil); e != nil {
+				send(ctx, events, e)
 			}
+		}
+		if !without {
+			pause = tryPause
 		}
 		select {
 		case <-ctx.Done():
@@ -93,6 +98,11 @@ func (k *kubernetes) doWithout(verb string, r resource, err error) {
 	log := k.options.Log.With(logfield.Server(k.server.config.Host), logfield.Resource(r.name))
 	if apierrors.IsNotFound(err) {
 		log.Info("api server does not have this resource: going on without")
+		return
+	}
+	if !isFinal(err) {
+		log.Warn("api server fails to answer for this resource: going on without",
+			logfield.Error(fmt.Errorf("%s: %w", verb, cause(err))))
 		return
 	}
 	log.Warn("api server keeps this resource from us: going on without",

@@ -30,6 +30,7 @@ func newServer(o KubernetesOptions) (server, error) {
 		s.config.Host = o.APIServer
 	}
 	s.config.UserAgent = "fairlead/" + o.Version
+	s.config.QPS, s.config.Burst = o.QPS, o.Burst
 	s.config.ContentType = runtime.ContentTypeProtobuf
 	s.config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	return s, nil

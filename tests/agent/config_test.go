@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	program "github.com/fairlead-lb/fairlead/internal/agent"
+	"github.com/fairlead-lb/fairlead/internal/lb"
 	"github.com/fairlead-lb/fairlead/internal/sandbox"
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
@@ -267,5 +270,32 @@ func TestBindAddressHardFailEndsTheAgent(t *testing.T) {
 	a := c.startConfigured(file)
 	if line := a.ends(t); !strings.HasPrefix(line, "fairlead: ") || !strings.Contains(line, "bindAddressHardFail") {
 		t.Errorf("the last line is %q", line)
+	}
+}
+
+// Whoever asks while the agent begins anew gets an answer or an error, and the
+// agent goes on.
+func TestQuestionsWhileTheAgentBeginsAnewDoNoHarm(t *testing.T) {
+	t.Parallel()
+	c := newQuietCluster(t)
+	c.fillTables()
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	configFile(t, file)
+	agent := c.startConfigured(file)
+	c.ready("127.0.0.1:10256")
+	query := lb.Query{Service: lb.Name{Namespace: "test", Name: "lb"}}
+	stop := load(func() error {
+		_, err := program.AskExplain(t.Context(), program.SocketPath(c.bpfRoot), query, netip.Addr{})
+		return err
+	})
+	for i := range 3 {
+		configFile(t, file, `healthzBindAddress: ""`, fmt.Sprintf("healthzBindAddress: 127.0.0.1:%d", 20001+i))
+		c.ready(fmt.Sprintf("127.0.0.1:%d", 20001+i))
+	}
+	if n, failed := stop(); int(n) == len(failed) {
+		t.Errorf("all %d questions failed: %v", n, failed[0])
+	}
+	if n := strings.Count(agent.logs(), "panic") + strings.Count(agent.logs(), "fatal error"); n != 0 {
+		t.Error("a question met tables that were being closed")
 	}
 }

@@ -62,6 +62,7 @@ const explained = `node node, zone a
 test/web port web (TCP, IPv4)
   traffic policies  internal Cluster, external Local
   affinity          ClientIP, until 3h0m0s after the client's last new connection
+  NodePort          reached at 10.244.0.1, 127.0.0.1 (processes on the node)
   topology hints    none
   kernel            agrees
 

@@ -34,9 +34,13 @@ func nodePortCluster(t *testing.T) *cluster {
 
 func TestNodePortsAreAtTheAddressesOfTheNodeObject(t *testing.T) {
 	c := nodePortCluster(t)
-	c.manifests("node.yaml", thisNode("a", "10.244.0.1"))
 	c.start()
 	host := c.node.Namespace()
+	t.Log("without a Node")
+	c.answers("192.0.2.1:30080", 11)
+	c.answers("10.244.0.1:30080", 11)
+	c.answersTo(host, "127.0.0.1:30080", 11)
+
 	named := func(when string) {
 		t.Log(when)
 		c.answers("10.244.0.1:30080", 11)
@@ -45,18 +49,15 @@ func TestNodePortsAreAtTheAddressesOfTheNodeObject(t *testing.T) {
 		c.fails(c.client, "192.0.2.1:30080", syscall.ECONNREFUSED)
 		c.fails(c.client, "127.0.0.1:30080", syscall.ECONNREFUSED) // its own
 	}
+	c.manifests("node.yaml", thisNode("a", "10.244.0.1"))
 	named("with a Node")
 
 	if err := os.Remove(filepath.Join(c.dir, "node.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	t.Log("without one")
-	c.answers("192.0.2.1:30080", 11)
-	c.answers("10.244.0.1:30080", 11)
-	c.answersTo(host, "127.0.0.1:30080", 11)
-
-	c.manifests("node.yaml", thisNode("a", "10.244.0.1"))
-	named("with a Node again")
+	c.manifests("more.yaml", service("more", 11, webPort), slice("more", endpoint(11, "")))
+	c.answers(vip(11, 80), 11) // so the files have been read again
+	named("where they were when the Node is gone")
 
 	c.manifests("node.yaml", thisNode("a", "192.0.2.1"))
 	c.answers("192.0.2.1:30080", 11)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -141,12 +142,13 @@ func (c *cluster) wantEvent(t *testing.T, namespace, kind, name, reason, eventTy
 }
 
 // Load balancers leave a node that is about to go, or that the API server does not
-// know, and its pods go on being served.
+// know. Whoever is there still goes on being served, by a new agent, too.
 func testNodeLeaves(t *testing.T, c *cluster) {
 	s := c.scenario(t, "node-leaves")
 	service := s.expose(t, "web", func(spec *corev1.ServiceSpec) { spec.Type = corev1.ServiceTypeNodePort })
 	addr, nodePort := s.address(t, "web"), nodePorts(service)[0]
-	pod := s.runPod(t, "pod", nodeName)
+	// The controller takes Pods of a Node that is gone out of their slices.
+	pod := s.runPod(t, "pod", distantName)
 	s.wantAnsweredBy(t, addr, pod)
 	s.wantAnsweredBy(t, nodePort, pod)
 	s.wantHealth(t, http.StatusOK)
@@ -168,7 +170,11 @@ func testNodeLeaves(t *testing.T, c *cluster) {
 	s.wantAnsweredBy(t, nodePort, pod)
 
 	c.updateNode(t, func(node *corev1.Node) { node.Finalizers = nil })
-	s.restartWithoutNode(t, addr, pod)
+	c.wantLogged(t, "no Node of this name")
+	s.wantAnsweredBy(t, nodePort, pod)
+	s.restartWithoutNode(t)
+	s.wantAnsweredBy(t, nodePort, pod)
+	s.wantAnsweredBy(t, addr, pod)
 	if err := registerNode(t.Context(), c.client, nodeName, zoneName); err != nil {
 		t.Fatal(err)
 	}
@@ -177,26 +183,29 @@ func testNodeLeaves(t *testing.T, c *cluster) {
 	s.wantAnsweredBy(t, addr, pod)
 }
 
-// restartWithoutNode starts a new agent while there is no Node of its name. addr is
-// answered by pod all the time.
-func (s *scenario) restartWithoutNode(t *testing.T, addr, pod string) {
+// restartWithoutNode starts a new agent while there is no Node of its name.
+func (c *cluster) restartWithoutNode(t *testing.T) {
 	t.Helper()
-	if err := s.agent.Kill(syscall.SIGTERM); err != nil {
+	if err := c.agent.Kill(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.agent.Wait(); err != nil {
+	if err := c.agent.Wait(); err != nil {
 		t.Errorf("the agent ended with %v", err)
 	}
-	s.wantAnsweredBy(t, addr, pod)
-	s.agent = testutil.StartAgent(s.suite, s.options)
-	testutil.Eventually(t, settleTimeout, "the agent has applied what it knows", func() error {
-		if !strings.Contains(s.agent.Logs(), "synced") {
-			return errors.New("its log does not say so")
+	c.agent = testutil.StartAgent(c.suite, c.options)
+	c.wantLogged(t, "synced")
+	c.wantHealth(t, http.StatusServiceUnavailable)
+}
+
+// wantLogged waits until the agent has logged a text.
+func (c *cluster) wantLogged(t *testing.T, text string) {
+	t.Helper()
+	testutil.Eventually(t, settleTimeout, "the agent logs "+text, func() error {
+		if !strings.Contains(c.agent.Logs(), text) {
+			return errors.New("it has not yet")
 		}
 		return nil
 	})
-	s.wantHealth(t, http.StatusServiceUnavailable)
-	s.wantAnsweredBy(t, addr, pod)
 }
 
 // wantHealth fails the test unless /healthz comes to answer with a status, while
@@ -215,24 +224,36 @@ func (c *cluster) wantHealth(t *testing.T, status int) {
 	}
 }
 
-// How long a change of endpoints took is measured from the controller's time of it.
+// How long a change of endpoints took is measured from when it happened, which the
+// controller writes into the slice.
 func testProgrammingLatency(t *testing.T, c *cluster) {
 	s := c.scenario(t, "programming-latency")
 	s.expose(t, "web", nil)
-	count := func() float64 {
-		return c.metric(t, "kubeproxy_network_programming_duration_seconds_count", `ip_family="IPv4"`)
-	}
+	addr, pod := s.address(t, "web"), s.runPod(t, "pod", nodeName)
+	s.wantAnsweredBy(t, addr, pod)
+
+	const name, family = "kubeproxy_network_programming_duration_seconds", `ip_family="IPv4"`
+	count := func() float64 { return c.metric(t, name+"_count", family) }
 	before := count()
-	s.wantAnsweredBy(t, s.address(t, "web"), s.runPod(t, "pod", nodeName))
-	testutil.Eventually(t, settleTimeout, "a change was measured", func() error {
+	// The API counts in seconds: what happens in the same one is no news to the
+	// controller.
+	last := time.Now().Unix()
+	testutil.Eventually(t, settleTimeout, "another second", func() error {
+		if time.Now().Unix() == last {
+			return errors.New("it is the same still")
+		}
+		return nil
+	})
+	s.setReady(t, pod, false)
+	s.wantRefused(t, addr)
+	testutil.Eventually(t, settleTimeout, "the change was measured", func() error {
 		if count() <= before {
 			return fmt.Errorf("the count is %v as before", before)
 		}
 		return nil
 	})
 	// A time that was read wrongly, or the age of a slice, would be out of bounds.
-	name := "kubeproxy_network_programming_duration_seconds_bucket"
-	if fast, all := c.metric(t, name, `ip_family="IPv4",le="60"`), count(); fast != all {
+	if fast, all := c.metric(t, name+"_bucket", family+`,le="60"`), count(); fast != all {
 		t.Errorf("%v of %v changes took less than a minute", fast, all)
 	}
 }

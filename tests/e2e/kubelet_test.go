@@ -226,7 +226,7 @@ func (k *kubelet) start(ctx context.Context, name cache.ObjectName, pod *corev1.
 	}
 	status := corev1.PodStatus{
 		Phase:      corev1.PodRunning,
-		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+		Conditions: []corev1.PodCondition{readyCondition(true)},
 	}
 	for _, addr := range k.running[name].addrs {
 		status.PodIPs = append(status.PodIPs, corev1.PodIP{IP: addr.String()})
@@ -336,6 +336,15 @@ func (k *kubelet) stop(name cache.ObjectName) error {
 	}
 	delete(k.running, name)
 	return nil
+}
+
+// readyCondition says that a Pod became ready or unready now.
+func readyCondition(ready bool) corev1.PodCondition {
+	status := corev1.ConditionFalse
+	if ready {
+		status = corev1.ConditionTrue
+	}
+	return corev1.PodCondition{Type: corev1.PodReady, Status: status, LastTransitionTime: metav1.Now()}
 }
 
 // patchStatus changes the given parts of a Pod's status.

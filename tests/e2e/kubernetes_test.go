@@ -59,9 +59,9 @@ var beside = []clusterTest{
 var alone = []clusterTest{
 	{"how long changes take is measured", testProgrammingLatency},
 	{"simple-server scales without losing a request", testScaleUnderLoad},
-	{"load balancers leave a node that goes away", testNodeLeaves},
 	{"traffic goes on while the API server is away", testAPIServerRestart},
 	{"agent killed and started again writes nothing", testAgentRestart},
+	{"load balancers leave a node that goes away", testNodeLeaves},
 }
 
 // TestKubernetes runs all that needs an API server, on one cluster.

@@ -298,12 +298,8 @@ func (s *scenario) wantObjects(t *testing.T, label string, n int) {
 // setReady makes a Pod pass or fail its readiness probe.
 func (s *scenario) setReady(t *testing.T, pod string, ready bool) {
 	t.Helper()
-	status := corev1.ConditionFalse
-	if ready {
-		status = corev1.ConditionTrue
-	}
 	err := patchStatus(t.Context(), s.client, s.namespace, pod, corev1.PodStatus{
-		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: status}},
+		Conditions: []corev1.PodCondition{readyCondition(ready)},
 	})
 	if err != nil {
 		t.Fatalf("set pod %s ready=%v: %v", pod, ready, err)
@@ -316,7 +312,7 @@ func (s *scenario) crash(t *testing.T, pod string) {
 	t.Helper()
 	err := patchStatus(t.Context(), s.client, s.namespace, pod, corev1.PodStatus{
 		Phase:      corev1.PodFailed,
-		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse}},
+		Conditions: []corev1.PodCondition{readyCondition(false)},
 	})
 	if err != nil {
 		t.Fatalf("crash pod %s: %v", pod, err)

@@ -180,6 +180,15 @@ func serviceCIDR(t *testing.T, w *world) {
 		eachKind(t, func(t *testing.T, k kind) { c.wantVerdict(t, k, taken.dial(k), noService) })
 	})
 
+	t.Run("an address of the node's own is not dropped", func(t *testing.T) {
+		w.store.SetLocalAddresses([]netip.Addr{nobodys[0], nobodys[1]})
+		w.apply(t)
+		w.eachClient(t, func(t *testing.T, c client, k kind) { c.wantReach(t, k, at(nobodys, k), "node") })
+		w.store.SetLocalAddresses(nil)
+		w.apply(t)
+		eachKind(t, func(t *testing.T, k kind) { w.pod().wantVerdict(t, k, at(nobodys, k), noService) })
+	})
+
 	t.Run("a ServiceCIDR that is gone", func(t *testing.T) {
 		w.store.SetServiceCIDRs(nil)
 		w.apply(t)

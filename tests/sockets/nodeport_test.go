@@ -5,6 +5,7 @@ package sockets
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -26,13 +27,12 @@ func TestNodePort(t *testing.T) {
 // nodePorts changes at which addresses NodePorts are reached until the test ends.
 func (w *world) nodePorts(t *testing.T, ports lb.NodePorts) {
 	t.Helper()
-	before := w.store.NodePorts()
 	set := func(ports lb.NodePorts) {
 		w.store.SetNodePorts(ports)
 		w.apply(t)
 	}
 	set(ports)
-	t.Cleanup(func() { set(before) })
+	t.Cleanup(func() { set(usualNodePorts) })
 }
 
 // nodePortAddresses: semantics.md, --nodeport-addresses. What is not the
@@ -134,29 +134,32 @@ func nodePortAtLoopback(t *testing.T, w *world) {
 	})
 }
 
+// wantAtLoopback checks who answers at the Service's loopback NodePort: the named
+// ones in some families, backend a:8080 in the others.
+func wantAtLoopback(t *testing.T, c client, s *service, families []int, named map[lb.Protocol]string) {
+	t.Helper()
+	for _, k := range kinds {
+		for _, way := range ways {
+			want := answer{"a:8080", s.atLoopback(k)}
+			if slices.Contains(families, k.family) {
+				want.backend = named[way.protocol]
+			}
+			if got, err := c.reach(t, way, k, s.atLoopback(k)); err != nil || got != want {
+				t.Errorf("%s %s: %v, %v; want %v", k.name, way.name, got, err, want)
+			}
+		}
+	}
+}
+
 // nodePortBehindAListener: semantics.md, "unless … a local
 // listener has the port".
 func nodePortBehindAListener(t *testing.T, w *world) {
 	s := w.expose(t, nil, "a:8080")
 	node := w.node.Namespace()
 	c := w.process()
-	// want says who answers over each protocol.
 	want := func(t *testing.T, families []int, tcp, udp string) {
 		t.Helper()
-		for _, k := range kinds {
-			expected := map[lb.Protocol]string{lb.TCP: "a:8080", lb.UDP: "a:8080"}
-			for _, family := range families {
-				if k.family == family {
-					expected = map[lb.Protocol]string{lb.TCP: tcp, lb.UDP: udp}
-				}
-			}
-			for _, way := range ways {
-				got, err := c.reach(t, way, k, s.atLoopback(k))
-				if want := (answer{expected[way.protocol], s.atLoopback(k)}); err != nil || got != want {
-					t.Errorf("%s %s: %v, %v; want %v", k.name, way.name, got, err, want)
-				}
-			}
-		}
+		wantAtLoopback(t, c, s, families, map[lb.Protocol]string{lb.TCP: tcp, lb.UDP: udp})
 	}
 	both := []int{0, 1}
 	for _, tc := range []struct {

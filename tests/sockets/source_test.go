@@ -4,6 +4,7 @@
 package sockets
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -31,7 +32,9 @@ func TestSourceRanges(t *testing.T) {
 		{"changes hold at once, for new connections", rangesChangeAtOnce},
 		{"the client is the address its socket is bound to", socketThatIsBound},
 		{"or that its datagram names", datagramThatNamesItsSource},
+		{"a source that is not the pod's opens nothing", datagramThatLies},
 		{"or the first address of the first device of its pod", podWithSeveralAddresses},
+		{"the first device is the one that came first, whatever its number", podWhoseDeviceCameFromTheNode},
 		{"with the node's address sources equal to the load-balancer IPs pass", sourceThatIsABalancerIP},
 		{"an address that the kernel has chosen for a process is not one it is bound to", processThatConnectsAgain},
 	})
@@ -179,10 +182,7 @@ func datagramThatNamesItsSource(t *testing.T, w *world) {
 	pod := w.addPod(t, first, second)
 	s := w.expose(t, ranges("10.244.0.19/32"), "a:8080")
 	c := openUDP(t, pod.ns, kinds[0])
-	send := func(source netip.Addr) error {
-		info := unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: source.As4()})
-		return unix.Sendmsg(c.fd, []byte("hello"), info, c.sockaddr(s.atBalancer(c.kind)), 0)
-	}
+	send := func(source netip.Addr) error { return sendNaming(c, source, s.atBalancer(c.kind)) }
 	wantErr(t, "from the first address", send(first), unix.EHOSTUNREACH)
 	must(t, send(second))
 	backend, from, err := c.receive()
@@ -191,6 +191,49 @@ func datagramThatNamesItsSource(t *testing.T, w *world) {
 		t.Errorf("%s answers, want a:8080", backend)
 	}
 	wantAddr(t, "the answer's address", from, s.atBalancer(c.kind))
+}
+
+// sendNaming sends a datagram that names its IPv4 source.
+func sendNaming(c *socket, source netip.Addr, to netip.AddrPort) error {
+	info := unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: source.As4()})
+	return unix.Sendmsg(c.fd, []byte("hello"), info, c.sockaddr(to), 0)
+}
+
+// datagramThatLies: the kernel refuses such a datagram after our hook, and what
+// follows it is nobody's flow yet.
+func datagramThatLies(t *testing.T, w *world) {
+	s := w.expose(t, ranges("198.18.0.1/32"), "a:8080")
+	c := openUDP(t, w.client, kinds[0])
+	to := s.atBalancer(c.kind)
+	wantErr(t, "from its own address", c.sendTo(to), unix.EHOSTUNREACH)
+	wantErr(t, "naming an address in the range", sendNaming(c, netip.MustParseAddr("198.18.0.1"), to), unix.ENETUNREACH)
+	wantErr(t, "from its own address again", c.sendTo(to), unix.EHOSTUNREACH)
+}
+
+// podWhoseDeviceCameFromTheNode: a device that is moved into a namespace keeps its
+// number, so that one which the pod makes later may have a smaller one.
+func podWhoseDeviceCameFromTheNode(t *testing.T, w *world) {
+	pod := w.addPod(t)
+	must(t, pod.ns.Do(func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		eth0, err := h.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return errors.Join(h.LinkDel(eth0),
+			h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "moved", Index: 900}, PeerName: "moved-peer"}),
+			h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "made", Index: 500}, PeerName: "made-peer"}))
+	}))
+	must(t, pod.ns.AddAddr("made", netip.MustParsePrefix("172.17.0.1/16")))
+	must(t, pod.ns.AddAddr("moved", netip.MustParsePrefix("10.244.0.77/24")))
+	s := w.expose(t, ranges("10.244.0.77/32"))
+	pod.wantVerdict(t, kinds[0], s.atBalancer(kinds[0]), noBackend)
+	s.update(t, ranges("172.17.0.1/32"))
+	pod.wantVerdict(t, kinds[0], s.atBalancer(kinds[0]), denied)
 }
 
 // podWithSeveralAddresses: it is the first of those that `ip address`

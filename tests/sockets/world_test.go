@@ -90,7 +90,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
 		node: testutil.Node(t), root: testutil.BPFRoot(t), pods: map[string]*sandbox.Namespace{},
-		store: lb.NewStore(lb.Config{NodeName: nodeName, NodePorts: lb.NodePorts{Primary: true, Loopback: true}}),
+		store: lb.NewStore(lb.Config{NodeName: nodeName, NodePorts: usualNodePorts}),
 	}
 	for _, addr := range slices.Concat(nodeAddr[:], otherNodeAddr[:]) {
 		w.addNodeAddr(t, addr)
@@ -460,3 +460,6 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// usualNodePorts is where NodePorts are reached unless a test says otherwise.
+var usualNodePorts = lb.NodePorts{Primary: true, Loopback: true}
