@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -156,6 +157,153 @@ func TestRetryMakesRoomBeforeItUsesIt(t *testing.T) {
 	}
 	if res := w.noteResult(w.rec.Retry()); len(res.Failed) > 0 {
 		t.Errorf("failed %v", res.Failed)
+	}
+	w.settled()
+}
+
+// restrictedTo returns the Service "a", with a load-balancer IP that is for one
+// range alone.
+func restrictedTo(sources ...string) lb.Service {
+	svc := svcWith("a", "10.96.0.1", lb.UDP, 80)
+	svc.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	for _, s := range sources {
+		svc.Sources = append(svc.Sources, netip.MustParsePrefix(s))
+	}
+	return svc
+}
+
+func TestARestrictionIsInForceAlsoWhenAWriteFails(t *testing.T) {
+	for _, op := range []string{"SetSource", "SetMember", "SetSlots", "SetRange"} {
+		for _, affinity := range []uint32{0, 30} {
+			t.Run(fmt.Sprintf("%s with affinity %d", op, affinity), func(t *testing.T) {
+				w := newWorld(t, 0)
+				w.store.SetService(restrictedTo())
+				w.store.SetSlice(sliceOf("a", lb.UDP, 1))
+				w.apply()
+				w.settled()
+
+				w.kernel.fails = func(o string, _ int) bool { return o == op }
+				svc := restrictedTo("10.9.0.0/16")
+				svc.Affinity = affinity
+				w.store.SetService(svc)
+				w.store.SetSlice(sliceOf("a", lb.UDP, 1, 2))
+				mustFail(t, w.apply(), "a", "injected")
+				if row := w.kernel.rows[1]; !row.Restricted || row.Affinity > 0 {
+					t.Errorf("the row is %+v, want a restricted one, and no affinity before the flip", row)
+				}
+				w.kernel.fails = func(string, int) bool { return false }
+				w.noteResult(w.rec.Retry())
+				w.settled()
+			})
+		}
+	}
+}
+
+func TestASourceThatDoesNotFitKeepsNobodyOutWhoseSourceDoes(t *testing.T) {
+	w := newWorld(t, 0)
+	w.store.SetService(restrictedTo())
+	w.store.SetSlice(sliceOf("a", lb.UDP, 1))
+	w.apply()
+	w.kernel.maxSources = 1
+	w.store.SetService(restrictedTo("10.8.0.0/16", "10.9.0.0/16"))
+	mustFail(t, w.apply(), "a", "full")
+	if !w.kernel.rows[1].Restricted || len(w.kernel.sources) != 1 {
+		t.Errorf("the row is %+v and sources are %v, want a restricted one and what fits", w.kernel.rows[1], w.kernel.sources)
+	}
+	w.kernel.maxSources = 0
+	w.noteResult(w.rec.Retry())
+	w.settled()
+}
+
+func TestTheNodeIsKeptOutAlsoWhenAWriteFailsAndLetInOnlyWithTheRest(t *testing.T) {
+	w := newWorld(t, 0)
+	w.store.SetLocalAddresses([]netip.Addr{netip.MustParseAddr("10.9.0.1")})
+	steps := []struct {
+		what    string
+		service lb.Service
+		allowed bool // with the rest, not before
+	}{
+		{"becomes restricted, without the node", restrictedTo("10.8.0.0/16"), false},
+		{"with the node", restrictedTo("10.8.0.0/16", "10.9.0.0/16"), true},
+		{"without the node again", restrictedTo("10.8.0.0/16"), false},
+		{"open", restrictedTo(), true},
+	}
+	w.store.SetService(restrictedTo())
+	w.apply()
+	for i, step := range steps {
+		w.kernel.fails = func(op string, _ int) bool { return op == "SetSlots" }
+		w.store.SetService(step.service)
+		w.store.SetSlice(sliceOf("a", lb.UDP, byte(i+1)))
+		mustFail(t, w.apply(), "a", "injected")
+		if row := w.kernel.rows[1]; !row.Restricted || row.NodeAllowed {
+			t.Errorf("%s: the row is %+v when the slots fail, want the node kept out", step.what, row)
+		}
+		w.kernel.fails = func(string, int) bool { return false }
+		w.noteResult(w.rec.Retry())
+		if row := w.kernel.rows[1]; (!row.Restricted || row.NodeAllowed) != step.allowed {
+			t.Errorf("%s: the row is %+v, want node allowed %v", step.what, row, step.allowed)
+		}
+		w.settled()
+	}
+}
+
+func TestAWildcardWaitsForProgramsThatMissedItsPorts(t *testing.T) {
+	w := newWorld(t, 0)
+	wildcard := lb.FrontendKey{VIP: netip.MustParseAddr("10.96.0.1")}
+	port := lb.FrontendKey{VIP: wildcard.VIP, Port: 80, Protocol: lb.TCP}
+	expect := func(what string, want ...lb.FrontendKey) {
+		t.Helper()
+		for _, key := range []lb.FrontendKey{port, wildcard} {
+			if f, ok := w.kernel.frontends[key]; (ok && f.Kind == lb.KindClusterIP) != slices.Contains(want, key) {
+				t.Errorf("%s: frontends %v, want %v of the ClusterIP", what, w.kernel.frontends, want)
+			}
+		}
+	}
+	foreign := svcWith("a", "10.96.0.1", lb.TCP, 80)
+	foreign.Foreign, foreign.Ports = true, nil
+	for _, before := range []*lb.Service{nil, &foreign} {
+		if before != nil {
+			w.store.SetService(*before)
+			w.apply()
+			w.settled()
+		}
+		expect("before")
+		w.kernel.fails = func(op string, _ int) bool { return op == "WaitReaders" }
+		w.store.SetService(svcWith("a", "10.96.0.1", lb.TCP, 80))
+		w.store.SetService(svcWith("b", "10.96.0.2", lb.TCP, 80))
+		res := w.apply()
+		if res.Failed[nsName("a")] == nil {
+			t.Errorf("failed %v, want ns/a", res.Failed)
+		}
+		expect("no grace period", port)
+
+		w.kernel.fails = func(string, int) bool { return false }
+		graces := w.kernel.graces
+		w.noteResult(w.rec.Retry())
+		expect("retried", port, wildcard)
+		// A wildcard that is replaced has a grace period after it, too.
+		if n := w.kernel.graces - graces; before == nil && n != 1 {
+			t.Errorf("%d grace periods for two wildcards, want 1", n)
+		}
+		w.settled()
+	}
+}
+
+func TestAWildcardOfAnotherProxyWaitsForNobody(t *testing.T) {
+	w := newWorld(t, 0)
+	foreign := svcWith("a", "10.96.0.1", lb.TCP, 80)
+	foreign.Foreign, foreign.Ports = true, nil
+	more := svcWith("b", "10.96.0.2", lb.TCP, 80)
+	w.store.SetService(more)
+	w.apply()
+	w.settled()
+	graces := w.kernel.graces
+	more.Ports = append(more.Ports, lb.Port{Name: "q", Protocol: lb.TCP, Number: 81})
+	w.store.SetService(foreign)
+	w.store.SetService(more)
+	w.apply()
+	if n := w.kernel.graces - graces; n != 0 {
+		t.Errorf("%d grace periods, want none", n)
 	}
 	w.settled()
 }
@@ -500,7 +648,13 @@ func TestGracePeriodsOfABatch(t *testing.T) {
 		w.store.SetService(numbered(i))
 		w.store.SetSlice(numberedSlice(i, 3))
 	}
-	expect("only new services", 0)
+	expect("only new services", 1) // between their ports and their wildcards
+	more := numbered(0)
+	more.Ports = append(more.Ports, lb.Port{Name: "q", Protocol: lb.TCP, Number: 81})
+	w.store.SetService(more)
+	expect("a port more beside a wildcard", 0)
+	w.store.SetService(numbered(0))
+	expect("a port less", 1)
 	for i := range 5 {
 		w.store.SetSlice(numberedSlice(i, 2))
 	}

@@ -12,15 +12,18 @@
 // tables that a reader may meet, and that the agent may die with:
 //
 //  1. Service CIDRs that go: the addresses in them may be somebody else's now.
-//  2. For each service that changed: its name if the ID is new, members and
-//     sources that join, the backends into a block of slots that nobody reads,
+//  2. For each service that changed: its name if the ID is new, sources that
+//     join, the options as far as they keep somebody out or end an affinity,
+//     members that join, the backends into a block of slots that nobody reads,
 //     and then the range of each side whose set changed. Storing a range is the
 //     flip: at once all frontends on that side lead to the new backends. Sides
-//     with equal sets share a block. The options come before the flip where
-//     there is to be no affinity and after it where there is: as long as they
-//     say so, members have what is in the slots.
+//     with equal sets share a block. The rest of the options comes last: as
+//     long as they say that there is an affinity, members have what is in the
+//     slots.
 //  3. Node addresses and frontends: new keys, then keys whose row changes, then
-//     deletes.
+//     deletes. Before the first wildcard that refuses there is a grace period,
+//     if new ports came before it: whoever missed one must not find the
+//     wildcard.
 //  4. A grace period, if anything was retired so far.
 //  5. What nobody can be reading any more: members and sources that left, the
 //     row, members, sources and name of services that are gone, their blocks,
@@ -42,9 +45,11 @@
 //
 // A write that fails stops what depends on it: a service port that is not as it
 // should be gets no new frontends, and as long as a frontend is missing no
-// service CIDR is added. As long as something of a Service fails, none of that
-// Service's frontends are deleted. Everything else goes on, and pruning does
-// too: if one failure stopped all of it, a table that is full could never be
-// emptied. Retry prunes first, the failing Service's own rows as well, so that
-// what is to go makes room for what is to come.
+// service CIDR is added. A restriction depends on nothing, not even on its
+// sources: clients whose source does not fit are kept out. As long as something
+// of a Service fails, none of that Service's frontends are deleted. Everything
+// else goes on, and pruning does too: if one failure stopped all of it, a table
+// that is full could never be emptied. Retry prunes first, the failing
+// Service's own rows as well, so that what is to go makes room for what is to
+// come.
 package reconciler

@@ -35,7 +35,7 @@ type fakeKernel struct {
 	names     map[lb.ServiceID]lb.ServicePort
 	problems  map[lb.Name]lb.Problem
 
-	maxFrontends int // 0: no limit
+	maxFrontends, maxSources int // 0: no limit
 	// fails is asked before every call, with the operation and the number of
 	// calls so far.
 	fails  func(op string, call int) bool
@@ -54,6 +54,10 @@ type fakeKernel struct {
 	// have passed by.
 	missed   map[lb.FrontendKey]bool
 	passedBy map[lb.ServiceID]bool
+	// lacking are the clients that a source that could not be written may have
+	// been for, open the services with options that could not be written.
+	lacking map[clientOf]bool
+	open    map[lb.ServiceID]bool
 	// kept are the service CIDRs that could not be deleted.
 	kept map[netip.Prefix]bool
 	// remembered are the IDs that sockets may remember.
@@ -77,6 +81,11 @@ type holding struct {
 	row lb.ServiceRow
 }
 
+type clientOf struct {
+	id   lb.ServiceID
+	addr netip.Addr
+}
+
 func newFake(tb testing.TB, limits reconciler.Limits) *fakeKernel {
 	return &fakeKernel{
 		tb:         tb,
@@ -94,6 +103,8 @@ func newFake(tb testing.TB, limits reconciler.Limits) *fakeKernel {
 		held:       map[holding]lb.ServicePort{},
 		missed:     map[lb.FrontendKey]bool{},
 		passedBy:   map[lb.ServiceID]bool{},
+		lacking:    map[clientOf]bool{},
+		open:       map[lb.ServiceID]bool{},
 		kept:       map[netip.Prefix]bool{},
 		remembered: map[lb.ServiceID]struct{}{},
 		fails:      func(string, int) bool { return false },
@@ -172,6 +183,13 @@ func (k *fakeKernel) SetFrontend(key lb.FrontendKey, f lb.Frontend) error {
 		return fmt.Errorf("%s: table is full", line)
 	}
 	k.recycle(line, "frontends", exists)
+	if key.IsWildcard() && f.Kind != lb.KindForeign {
+		for port := range k.missed {
+			if port.VIP == key.VIP && !port.IsWildcard() {
+				k.errorf("%s: a program that has missed %v is refused", line, port)
+			}
+		}
+	}
 	if !exists {
 		k.missed[key] = true
 	}
@@ -250,8 +268,10 @@ func (k *fakeKernel) SetOptions(id lb.ServiceID, options lb.ServiceRow) error {
 	line := fmt.Sprintf("set options %d affinity=%d restricted=%v node=%v",
 		id, options.Affinity, options.Restricted, options.NodeAllowed)
 	if err := k.begin("SetOptions", line); err != nil {
+		k.open[id] = true
 		return err
 	}
+	delete(k.open, id)
 	row := k.rows[id]
 	sides := row.Sides
 	row.Sides = [lb.Sides]lb.Range{}
@@ -323,15 +343,30 @@ func (k *fakeKernel) DeleteMember(m lb.Member) error {
 func (k *fakeKernel) SetSource(s lb.Source) error {
 	line := fmt.Sprintf("set source %d %v", s.Service, s.Prefix)
 	if err := k.begin("SetSource", line); err != nil {
-		return err
+		return k.lack(s.Service, err)
+	}
+	if k.maxSources > 0 && len(k.sources) >= k.maxSources {
+		return k.lack(s.Service, fmt.Errorf("%s: table is full", line))
 	}
 	if _, exists := k.sources[s]; exists {
 		k.errorf("%s: it is there already", line)
 	}
 	k.sources[s] = struct{}{}
 	k.passedBy[s.Service] = true
+	maps.DeleteFunc(k.lacking, func(c clientOf, _ bool) bool { return c.id == s.Service && s.Prefix.Contains(c.addr) })
 	k.check(line)
 	return nil
+}
+
+// lack notes the clients that are without a source of the service now that one
+// could not be written because of err, and returns err.
+func (k *fakeKernel) lack(id lb.ServiceID, err error) error {
+	for _, client := range k.clients(k.names[id]) {
+		if !k.inSources(id, client) {
+			k.lacking[clientOf{id, client}] = true
+		}
+	}
+	return err
 }
 
 func (k *fakeKernel) DeleteSource(s lb.Source) error {
@@ -635,18 +670,38 @@ func (k *fakeKernel) checkMembers(h holding, sp lb.ServicePort) error {
 }
 
 // checkSources reports a client that may use the service, and could all the
-// time, and whom a program that holds h denies it.
+// time, and whom a program that holds h denies it, other than for want of a
+// source that could not be written.
 func (k *fakeKernel) checkSources(h holding, sp lb.ServicePort) error {
 	if !h.row.Restricted {
 		return nil
 	}
 	for _, client := range k.clients(sp) {
 		always := k.throughout(func(w lb.Delta) bool { return w.Services[sp] == nil || allows(w.Services[sp], client) })
-		if always && !k.inSources(h.id, client) {
+		if always && !k.inSources(h.id, client) && !k.lacking[clientOf{h.id, client}] {
 			return fmt.Errorf("client %v is denied", client)
 		}
 	}
 	return nil
+}
+
+// checkRestricted fails the test if a service lets in more than it is wanted
+// to, now that there was an attempt to bring that into the kernel: only a
+// failure to write the options excuses it.
+func (k *fakeKernel) checkRestricted() {
+	k.tb.Helper()
+	if len(k.wanted) == 0 {
+		return
+	}
+	for id, sp := range k.names {
+		want := k.wanted[len(k.wanted)-1].Services[sp]
+		if want == nil || !want.Restricted || k.open[id] {
+			continue
+		}
+		if row := k.rows[id]; !row.Restricted || row.NodeAllowed && !want.NodeAllowed {
+			k.errorf("%v is open to others than its clients: %+v", sp, row)
+		}
+	}
 }
 
 // clients returns addresses that different source ranges of sp hold.

@@ -101,7 +101,8 @@ func (p *pass) update() {
 		delete(p.todo.services, sp)
 	}
 	// All inserts come before the first replacement, which is the first write
-	// that makes the next one wait.
+	// that makes the next one wait. Wildcards are last among them, so that one
+	// grace period is enough for all.
 	for _, replace := range []bool{false, true} {
 		p.setAddresses(replace)
 		p.setFrontends(replace)

@@ -34,6 +34,9 @@ type Reconciler struct {
 	// missed tells that a frontend was inserted since the last grace period:
 	// programs may have missed it and be about to look at the service CIDRs.
 	missed bool
+	// missedPort tells that one of these was no wildcard: programs may be about
+	// to look at the wildcard, which refuses what it has no port for.
+	missedPort bool
 	// waiting names the Services that have something retired since the last
 	// grace period, or something that waits for it.
 	waiting map[lb.Name]struct{}

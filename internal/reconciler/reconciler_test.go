@@ -292,8 +292,10 @@ func (w *world) noteResult(res reconciler.Result) reconciler.Result {
 	if len(res.Failed) > 0 && !w.rec.Pending() {
 		w.tb.Errorf("failed %v, but nothing is pending", res.Failed)
 	}
+	w.kernel.checkRestricted()
 	if !w.rec.Pending() {
 		w.kernel.wanted = w.kernel.wanted[len(w.kernel.wanted)-1:]
+		clear(w.kernel.lacking)
 	}
 	return res
 }

@@ -16,25 +16,38 @@ func (p *pass) syncService(sp lb.ServicePort) error {
 	if err != nil {
 		return err
 	}
-	if err := add(p, &s.members, without(p.wantedMembers(s), s.members), p.kernel.SetMember); err != nil {
-		return err
-	}
-	if err := add(p, &s.sources, without(p.wantedSources(s), s.sources), p.kernel.SetSource); err != nil {
-		return err
-	}
 	want := p.want.Services[sp]
 	opts := options{want.Affinity, want.Restricted, want.NodeAllowed}
-	// As long as the options say that there is an affinity, members have what is
-	// in the slots. So it ends before these change and begins after.
-	if opts.affinity == 0 {
-		if err := p.setOptions(s, opts); err != nil {
-			return err
-		}
+	// Who is to be kept out is, whatever else fails: rather a client too few
+	// than one that nobody has allowed.
+	sourcesErr := add(p, &s.sources, without(p.wantedSources(s), s.sources), p.kernel.SetSource)
+	if err := p.setOptions(s, s.options.towards(opts)); err != nil {
+		return err
+	}
+	if sourcesErr != nil {
+		return sourcesErr
+	}
+	if err := add(p, &s.members, without(p.wantedMembers(s), s.members), p.kernel.SetMember); err != nil {
+		return err
 	}
 	if err := p.setSides(s, &want.Sides); err != nil {
 		return err
 	}
 	return p.setOptions(s, opts)
+}
+
+// towards returns what of want may be in force before all else of the service
+// is as wanted. Nobody is let in yet. An affinity ends but does not begin: as
+// long as there is one, members have what is in the slots.
+func (o options) towards(want options) options {
+	next := want
+	if o.affinity == 0 {
+		next.affinity = 0
+	}
+	if o.restricted && (!want.restricted || want.nodeAllowed) {
+		next.restricted, next.nodeAllowed = true, o.nodeAllowed
+	}
+	return next
 }
 
 // ensureService returns the service of that name, new if there is none.

@@ -41,6 +41,12 @@ func (p *pass) deleteAddress(addr netip.Addr) error {
 
 // setFrontend inserts or replaces the row of key, which differs from f.
 func (p *pass) setFrontend(key lb.FrontendKey, f lb.Frontend) error {
+	if key.IsWildcard() && f.Kind != lb.KindForeign && p.missedPort {
+		p.waiting[p.todo.frontends[key].service] = struct{}{}
+		if err := p.grace(); err != nil {
+			return err
+		}
+	}
 	if err := p.unrecycle(); err != nil {
 		return err
 	}
@@ -52,6 +58,7 @@ func (p *pass) setFrontend(key lb.FrontendKey, f lb.Frontend) error {
 		p.leftFrontend(key)
 	} else {
 		p.missed = true
+		p.missedPort = p.missedPort || !key.IsWildcard()
 	}
 	if key.Protocol == lb.UDP && !p.have.answers(key) {
 		p.result.Answered = append(p.result.Answered, key)
@@ -137,7 +144,7 @@ func (p *pass) grace() error {
 		return p.graceErr
 	}
 	p.blocks.Settle()
-	p.inherited, p.recycled, p.missed = false, false, false
+	p.inherited, p.recycled, p.missed, p.missedPort = false, false, false, false
 	p.waiting = map[lb.Name]struct{}{}
 	return nil
 }
