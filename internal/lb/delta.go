@@ -60,6 +60,36 @@ type Backends struct {
 	Sources     []netip.Prefix
 }
 
+// MemberRows returns the rows of Tables.Members for b, the backends of a service
+// with this ID and protocol. Sorted.
+func (b *Backends) MemberRows(id ServiceID, p Protocol) []Member {
+	var out []Member
+	add := func(use Use, backends []Backend) {
+		for _, backend := range backends {
+			out = append(out, Member{Service: id, Backend: backend, Use: use})
+		}
+	}
+	if p.Remembers() {
+		add(UseServing, b.Serving)
+	}
+	if b.Affinity > 0 {
+		for side := range Side(Sides) {
+			add(UseOn(side), b.Sides[side].Backends)
+		}
+	}
+	return out
+}
+
+// SourceRows returns the rows of Tables.Sources for b, the backends of a service
+// with this ID. Sorted.
+func (b *Backends) SourceRows(id ServiceID) []Source {
+	out := make([]Source, 0, len(b.Sources))
+	for _, prefix := range b.Sources {
+		out = append(out, Source{Service: id, Prefix: prefix})
+	}
+	return out
+}
+
 // Set is the backends that new clients get. Sets of one service port may share
 // memory.
 type Set struct {

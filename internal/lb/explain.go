@@ -476,9 +476,9 @@ func compareService(h *held, want *Backends, t Tables) []string {
 		out = append(out, fmt.Sprintf("affinity %ds, restricted %v, node allowed %v; wanted is %ds, %v, %v", row.Affinity,
 			row.Restricted, row.NodeAllowed, want.Affinity, want.Restricted, want.NodeAllowed))
 	}
-	out = append(out, compareRows("source range", h.sources, want.sources(id), Source.Compare,
+	out = append(out, compareRows("source range", h.sources, want.SourceRows(id), Source.Compare,
 		func(src Source) string { return src.Prefix.String() })...)
-	return append(out, compareRows("member", h.members, want.members(id, h.port.Protocol), Member.Compare,
+	return append(out, compareRows("member", h.members, want.MemberRows(id, h.port.Protocol), Member.Compare,
 		func(m Member) string { return m.Backend.String() + " (" + m.Use.String() + ")" })...)
 }
 
@@ -492,34 +492,6 @@ func describe(backends []Backend, elsewhere bool) string {
 	default:
 		return fmt.Sprint(backends)
 	}
-}
-
-// sources returns the rows that the sources table has for b.
-func (b *Backends) sources(id ServiceID) []Source {
-	var out []Source
-	for _, prefix := range b.Sources {
-		out = append(out, Source{id, prefix})
-	}
-	return out
-}
-
-// members returns the rows that the members table has for b.
-func (b *Backends) members(id ServiceID, protocol Protocol) []Member {
-	var out []Member
-	add := func(use Use, backends []Backend) {
-		for _, backend := range backends {
-			out = append(out, Member{id, backend, use})
-		}
-	}
-	if protocol.Remembers() {
-		add(UseServing, b.Serving)
-	}
-	if b.Affinity > 0 {
-		for side := range Side(Sides) {
-			add(UseOn(side), b.Sides[side].Backends)
-		}
-	}
-	return out
 }
 
 // compareRows says which rows are missing and which are too many.

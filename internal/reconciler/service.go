@@ -73,32 +73,12 @@ func (p *pass) ensureService(sp lb.ServicePort) (*service, error) {
 
 // wantedMembers returns the rows that members should have for s, sorted.
 func (p *pass) wantedMembers(s *service) []lb.Member {
-	want := p.want.Services[s.name]
-	var out []lb.Member
-	add := func(use lb.Use, backends []lb.Backend) {
-		for _, b := range backends {
-			out = append(out, lb.Member{Service: s.id, Backend: b, Use: use})
-		}
-	}
-	if s.name.Protocol.Remembers() {
-		add(lb.UseServing, want.Serving)
-	}
-	if want.Affinity > 0 {
-		for i, set := range want.Sides {
-			add(lb.UseOn(lb.Side(i)), set.Backends)
-		}
-	}
-	return out
+	return p.want.Services[s.name].MemberRows(s.id, s.name.Protocol)
 }
 
 // wantedSources returns the rows that sources should have for s, sorted.
 func (p *pass) wantedSources(s *service) []lb.Source {
-	prefixes := p.want.Services[s.name].Sources
-	out := make([]lb.Source, 0, len(prefixes))
-	for _, prefix := range prefixes {
-		out = append(out, lb.Source{Service: s.id, Prefix: prefix})
-	}
-	return out
+	return p.want.Services[s.name].SourceRows(s.id)
 }
 
 // leavers returns the members and sources of s that are not wanted.

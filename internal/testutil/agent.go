@@ -90,7 +90,7 @@ const (
 type Agent struct {
 	netns *sandbox.Namespace
 	cmd   *sandbox.Cmd
-	log   *logBuffer
+	log   *LogBuffer
 	done  chan struct{} // closed when it has ended
 	err   error         // how it has ended; to be read after done
 }
@@ -100,7 +100,7 @@ type Agent struct {
 func StartAgent(t testing.TB, options AgentOptions) *Agent {
 	t.Helper()
 	RequireRoot(t)
-	a := &Agent{netns: options.Netns, log: &logBuffer{}, done: make(chan struct{})}
+	a := &Agent{netns: options.Netns, log: &LogBuffer{}, done: make(chan struct{})}
 	// Not t.Context, which ends before the cleanup that ends the agent.
 	a.cmd = a.netns.Command(context.Background(), BuildBinary(t), options.args()...)
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
@@ -209,21 +209,22 @@ func (a *Agent) cleanUp(t testing.TB) {
 	}
 }
 
-// logBuffer is a bytes.Buffer that may be read while it is written.
-type logBuffer struct {
+// LogBuffer takes the output of a program and may be read while it is written. The
+// zero value is empty.
+type LogBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
 // Write implements io.Writer.
-func (b *logBuffer) Write(p []byte) (int, error) {
+func (b *LogBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.Write(p)
 }
 
 // String returns what was written so far.
-func (b *logBuffer) String() string {
+func (b *LogBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.String()

@@ -277,6 +277,42 @@ func TestConnectedUDPSocketIsEndedWithItsBackend(t *testing.T) {
 	})
 }
 
+// Whoever served the addresses before the first agent, kube-proxy say, serves the
+// sockets that are connected to them by kernel connection tracking.
+func TestSocketsOfWhoeverServedBeforeAreLeftAlone(t *testing.T) {
+	c := newCluster(t)
+	c.backend(11)
+	c.service("dns", 10, 11)
+	theirs := blocked(c.dialUDP(vip(10, 53)).Read)
+	agent := c.start()
+	if name, err := exchange(c.dialUDP(vip(10, 53))); err != nil || name != "backend-11" {
+		t.Fatalf("a new socket is answered by %q, %v; want backend-11", name, err)
+	}
+	// Another search for sockets has gone through all of them when it has ended
+	// this one.
+	ours := blocked(c.dialUDP(vip(20, 53)).Read)
+	c.service("late", 20, 11)
+	select {
+	case err := <-ours:
+		if !errors.Is(err, syscall.ECONNABORTED) {
+			t.Errorf("the socket connected before its Service got %v, want ECONNABORTED", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("the socket connected before its Service was not ended")
+	}
+	select {
+	case err := <-theirs:
+		t.Errorf("the socket connected before the agent got %v", err)
+	default:
+	}
+	testutil.Eventually(t, 5*time.Second, "the metric counts one", func() error {
+		if n := metric(t, agent, "fairlead_udp_sockets_ended_total"); n != 1 {
+			return fmt.Errorf("fairlead_udp_sockets_ended_total is %v, want 1", n)
+		}
+		return nil
+	})
+}
+
 func TestUDPSocketConnectedBeforeTheServiceReachesABackend(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

@@ -4,7 +4,6 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,24 +31,11 @@ const kubeadm = "../../internal/config/testdata/kubeadm-configmap.yaml"
 type configured struct {
 	cmd  *sandbox.Cmd
 	done chan error
-
-	mu  sync.Mutex
-	log bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (a *configured) Write(p []byte) (int, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.log.Write(p)
+	log  testutil.LogBuffer
 }
 
 // logs returns what the agent has written so far.
-func (a *configured) logs() string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.log.String()
-}
+func (a *configured) logs() string { return a.log.String() }
 
 // startConfigured starts an agent with a configuration file. It is ended with the
 // test.
@@ -62,7 +47,7 @@ func (c *cluster) startConfigured(file string, args ...string) *configured {
 	}, args...)...)
 	// What the test's own node is called is not our business.
 	a.cmd.Env = append(os.Environ(), "NODE_NAME=this-node")
-	a.cmd.Stdout, a.cmd.Stderr = a, a
+	a.cmd.Stdout, a.cmd.Stderr = &a.log, &a.log
 	if err := a.cmd.Start(); err != nil {
 		c.t.Fatal(err)
 	}

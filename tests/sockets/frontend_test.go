@@ -21,6 +21,18 @@ func TestFrontends(t *testing.T) {
 		{"a load-balancer IP that equals a node address works", balancerIPThatIsTheNodes},
 		{"an address and port beat a NodePort on that address", addressAndPortBeatNodePort},
 		{"an address in a ServiceCIDR that nobody owns is dropped", serviceCIDR},
+		{"a pod reaches itself through its own Service", podThatReachesItself},
+	})
+}
+
+// podThatReachesItself: semantics.md, "Source address".
+func podThatReachesItself(t *testing.T, w *world) {
+	s := w.expose(t, nil, "a:8080")
+	itself := w.backendPod("a")
+	eachKind(t, func(t *testing.T, k kind) {
+		for _, f := range frontendKinds {
+			t.Run(f.name, func(t *testing.T) { itself.wantReach(t, k, f.at(s, k), "a:8080") })
+		}
 	})
 }
 
