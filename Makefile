@@ -9,8 +9,8 @@ GO_TEST := $(STRICT) go test -count=1
 
 # What has goroutines and no datapath in it: runs with the race detector, which
 # needs a C compiler.
-CONCURRENT := ./internal/agent/... ./internal/config/... ./internal/conntrack/... ./internal/health/... ./internal/lb/... \
-	./internal/metrics/... ./internal/reconciler/... ./internal/reflector/... ./internal/sockets/...
+CONCURRENT := ./internal/agent/... ./internal/config/... ./internal/conntrack/... ./internal/health/... \
+	./internal/metrics/... ./internal/reflector/... ./internal/sockets/...
 
 MODULES := . tests/controlplane tests/parity tests/tools
 

@@ -131,6 +131,7 @@ func TestExplainFromFiles(t *testing.T) {
 default/web port http (TCP, IPv4)
   traffic policies  internal Cluster, external Local
   affinity          none
+  NodePort          reached at 127.0.0.1 (processes on the node), 192.0.2.1
   topology hints    none
   kernel            not compared
 

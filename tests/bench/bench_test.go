@@ -62,9 +62,10 @@ func TestBenchMeasuresEverything(t *testing.T) {
 	if diff := cmp.Diff(want, ran); diff != "" {
 		t.Errorf("with how many kinds of targets each program ran (-want +got):\n%s", diff)
 	}
-	// A Service has its name, its range and two frontends, a port and all other
-	// ports, beside ten slots. The first one has a second port with members.
-	if got, want := r.Programming[1].All.Rows, 50*14+1+1+1+10+10; got != want {
+	// A Service has its name, the range of each side and two frontends, a port and
+	// all other ports, beside ten slots. The first one has a second port with
+	// members.
+	if got, want := r.Programming[1].All.Rows, 50*16+1+3+1+10+10; got != want {
 		t.Errorf("50 Services took %d rows, want %d", got, want)
 	}
 	testReport(t, r)
