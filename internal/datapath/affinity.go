@@ -32,43 +32,79 @@ type AffinityEntry struct {
 // Affinities returns all entries in no order. Programs go on writing meanwhile;
 // it tells what was there at some time during the call.
 func (t *Tables) Affinities() ([]AffinityEntry, error) {
+	now, err := affinityClock()
+	if err != nil {
+		return nil, err
+	}
 	var out []AffinityEntry
-	err := t.eachAffinity(func(_ bpfAffinityKey, e AffinityEntry) { out = append(out, e) })
+	err = each(t.maps[bpfMapAffinity], func(k *bpfAffinityKey, v *bpfAffinity) {
+		out = append(out, decodeAffinity(k, v, now))
+	})
 	return out, err
 }
 
-// eachAffinity calls f for every entry.
-func (t *Tables) eachAffinity(f func(bpfAffinityKey, AffinityEntry)) error {
-	// The clock of bpf_ktime_get_ns.
+// affinityClock reads the clock of entries, that of bpf_ktime_get_ns, in seconds.
+func affinityClock() (uint32, error) {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return fmt.Errorf("read the clock of affinity entries: %w", err)
+		return 0, fmt.Errorf("read the clock of affinity entries: %w", err)
 	}
-	return each(t.maps[bpfMapAffinity], func(k *bpfAffinityKey, v *bpfAffinity) {
-		f(*k, decodeAffinity(k, v, uint32(now.Sec)))
-	})
+	return uint32(now.Sec), nil
 }
 
 // ForgetAffinities deletes the entries for which gone is true and returns how
-// many it has deleted. The entry deleted may be newer than the one gone was asked
-// about: a client that has connected meanwhile chooses anew.
+// many it has deleted. gone is asked again about an entry that a client has
+// changed meanwhile: it connects all the time, and most of all when its backend
+// has gone.
 func (d *Datapath) ForgetAffinities(gone func(AffinityEntry) bool) (n int, err error) {
+	now, err := affinityClock()
+	if err != nil {
+		return 0, err
+	}
 	var keys []bpfAffinityKey
-	err = d.eachAffinity(func(k bpfAffinityKey, e AffinityEntry) {
-		if gone(e) {
-			keys = append(keys, k)
+	err = each(d.maps[bpfMapAffinity], func(k *bpfAffinityKey, v *bpfAffinity) {
+		if gone(decodeAffinity(k, v, now)) {
+			keys = append(keys, *k)
 		}
 	})
 	if err != nil {
 		return 0, err
 	}
 	for _, k := range keys {
-		switch err := d.maps[bpfMapAffinity].Delete(&k); {
-		case err == nil:
-			n++
-		case !errors.Is(err, ebpf.ErrKeyNotExist): // it made room for another
+		forgotten, err := d.forgetAffinity(&k, func(v *bpfAffinity) bool { return gone(decodeAffinity(&k, v, now)) })
+		if err != nil {
 			return n, fmt.Errorf("delete affinity for service ID %d: %w", k.ServiceId, err)
+		}
+		if forgotten {
+			n++
 		}
 	}
 	return n, nil
+}
+
+// forgetAffinity deletes an entry if it is gone, as far as that can be had: the
+// kernel knows no deleting under a condition. One that turns out to be another
+// when it has been deleted is put back, unless there is a newer one by then.
+func (d *Datapath) forgetAffinity(k *bpfAffinityKey, gone func(*bpfAffinity) bool) (bool, error) {
+	m := d.maps[bpfMapAffinity]
+	var v bpfAffinity
+	err := m.Lookup(k, &v)
+	if err == nil && !gone(&v) {
+		return false, nil
+	}
+	if err == nil {
+		err = m.LookupAndDelete(k, &v) // Linux 5.14
+	}
+	switch {
+	case errors.Is(err, ebpf.ErrKeyNotExist): // it has made room for another
+		return false, nil
+	case err != nil:
+		return false, err
+	case gone(&v):
+		return true, nil
+	}
+	if err := m.Update(k, &v, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+		return false, err
+	}
+	return false, nil
 }

@@ -427,6 +427,31 @@ func testAffinities(t *testing.T, d *Datapath) {
 		}
 		wantEntries()
 	}
+	// A client that has connected since it was listed keeps what it got then: the
+	// calls are for the list, before deleting, and for what was deleted.
+	leaving, next := backend("10.244.0.2:5353"), backend("10.244.0.9:5353")
+	for call, name := range []string{1: "after the list", 2: "while it is deleted"} {
+		if name == "" {
+			continue
+		}
+		victim := want[1]
+		remember(t, d, victim)
+		calls := 0
+		n := forget(func(e AffinityEntry) bool {
+			gone := e.Netns == victim.Netns && e.Backend == leaving
+			if gone {
+				if calls++; calls == call {
+					changed := victim
+					changed.Backend = next
+					remember(t, d, changed)
+				}
+			}
+			return gone
+		})
+		if n != 0 || list()[victim.Netns].Backend != next {
+			t.Errorf("a client that has changed %s: %d forgotten, it has %v", name, n, list()[victim.Netns].Backend)
+		}
+	}
 	forget(func(AffinityEntry) bool { return true })
 	clear(want)
 	wantEntries()
