@@ -284,3 +284,29 @@ func TestQuestionsWhileTheAgentBeginsAnewDoNoHarm(t *testing.T) {
 		t.Error("a question met tables that were being closed")
 	}
 }
+
+// A mistake in the file reaches every node within a minute, and none may stop
+// serving for it.
+func TestAChangedConfigurationThatCannotBeUsedIsPassedOver(t *testing.T) {
+	t.Parallel()
+	c := newQuietCluster(t)
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	configFile(t, file)
+	agent := c.startConfigured(file)
+	c.ready("127.0.0.1:10256")
+	if err := os.WriteFile(file, []byte("kind: ["), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	testutil.Eventually(t, 20*time.Second, "the mistake is told", func() error {
+		if n := strings.Count(agent.logs(), "the configuration has changed and cannot be used"); n != 1 {
+			return fmt.Errorf("%d lines about it", n)
+		}
+		return nil
+	})
+	c.ready("127.0.0.1:10256")
+	if strings.Contains(agent.logs(), "starting anew") {
+		t.Error("the agent began anew with a file that cannot be used")
+	}
+	configFile(t, file, `healthzBindAddress: ""`, "healthzBindAddress: 127.0.0.1:20256")
+	c.ready("127.0.0.1:20256")
+}
