@@ -99,6 +99,7 @@ func (a *agent) listenForQuestions(ctx context.Context, path string) {
 		if err == nil {
 			failing = false
 			err = a.serveOn(ctx, l, mux)
+			_ = os.Remove(path) // the next agent puts its own there anyway
 		}
 		if ctx.Err() != nil {
 			return
@@ -136,7 +137,7 @@ func listenUnix(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	// It has another name from here on.
+	// It has another name from here on; whoever serves removes it.
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	if err := errors.Join(os.Chmod(fresh, 0o600), os.Rename(fresh, path)); err != nil {
 		_ = l.Close()
