@@ -27,9 +27,6 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/reflector"
 )
 
-// defaultBPFRoot is where maps and links are pinned.
-const defaultBPFRoot = "/sys/fs/bpf/fairlead"
-
 // agentFlags are the flags of fairlead agent.
 type agentFlags struct {
 	kubeconfig, apiServer, source, nodeName string
@@ -59,13 +56,13 @@ what the kernel holds; "fairlead cleanup" removes that.`,
 	fs := cmd.Flags()
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig `FILE` (default: the pod's own credentials)")
 	fs.StringVar(&f.apiServer, "api-server", "", "`URL` of the API server, in place of the one the kubeconfig or the pod's environment names")
-	fs.StringVar(&f.source, "source", "kubernetes", "where Services come from: kubernetes, or file:`DIR` with YAML manifests")
+	fs.StringVar(&f.source, "source", sourceKubernetes, "where Services come from: kubernetes, or file:`DIR` with YAML manifests")
 	fs.StringVar(&f.nodeName, "node-name", "", "name of this node (default: $NODE_NAME, then the host name)")
 	fs.StringVar(&f.serviceProxyName, "service-proxy-name", "", "serve Services labelled service.kubernetes.io/service-proxy-name=`NAME`, too")
 	fs.StringVar(&f.config, "config", "", "kube-proxy's configuration `FILE` (KubeProxyConfiguration, or the ConfigMap that holds it); flags given here come first")
-	fs.StringVar(&f.nodePorts, "nodeport-addresses", "primary", "where NodePorts are reached: primary for the Node's own addresses, or `CIDR,…` for the local addresses in these")
+	fs.StringVar(&f.nodePorts, "nodeport-addresses", primary, "where NodePorts are reached: primary for the Node's own addresses, or `CIDR,…` for the local addresses in these")
 	fs.StringVar(&f.cgroupRoot, "cgroup-root", "", "cgroup2 `DIR` whose processes are served (default: the node's root)")
-	fs.StringVar(&f.bpfRoot, "bpf-root", defaultBPFRoot, "`DIR` on a BPF file system to pin maps and links below")
+	fs.StringVar(&f.bpfRoot, "bpf-root", agent.DefaultBPFRoot, "`DIR` on a BPF file system to pin maps and links below")
 	fs.StringVar(&f.healthz, "healthz-bind-address", "0.0.0.0:10256", "`ADDRESS` of /healthz and /livez; empty for none")
 	fs.StringVar(&f.metrics, "metrics-bind-address", "127.0.0.1:10249", "`ADDRESS` of /metrics, /proxyMode and /configz; empty for none")
 	fs.StringVar(&f.socket, "socket", "", "Unix socket `FILE` that fairlead explain asks (default: in /run/fairlead, by --bpf-root)")
@@ -185,7 +182,7 @@ func after(pause time.Duration) <-chan struct{} {
 
 // check refuses what no kernel would take.
 func (f agentFlags) check() error {
-	if f.source != "kubernetes" && (f.kubeconfig != "" || f.apiServer != "") {
+	if f.source != sourceKubernetes && (f.kubeconfig != "" || f.apiServer != "") {
 		return fmt.Errorf("--kubeconfig and --api-server are for --source=kubernetes, not for %s", f.source)
 	}
 	if f.repairEvery <= 0 {

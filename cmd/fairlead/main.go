@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/fairlead-lb/fairlead/internal/agent"
 )
 
 func main() {
@@ -158,7 +160,7 @@ func addOutputFlag(cmd *cobra.Command, formats ...string) *choice {
 
 // addBPFRootFlag adds --bpf-root to cmd.
 func addBPFRootFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().String("bpf-root", defaultBPFRoot, "directory on a BPF file system that the agent uses")
+	return cmd.Flags().String("bpf-root", agent.DefaultBPFRoot, "directory on a BPF file system that the agent uses")
 }
 
 // addCgroupRootFlag adds --cgroup-root to cmd.

@@ -96,8 +96,6 @@ type agent struct {
 	nodeAddress  netip.Addr
 	ports        *health.Servers // of health check node ports
 	healths      map[lb.ServiceFamily]lb.Health
-	open         map[netip.Addr]lb.NodeAddress // where NodePorts are reached
-	listening    bool                          // ports knows where
 	// triggers holds when the changes of endpoints happened that are not in the
 	// kernel yet.
 	triggers map[lb.ServiceFamily][]time.Time
@@ -122,9 +120,6 @@ type agent struct {
 	running   sync.WaitGroup // everything that runs beside the agent's goroutine
 	answering sync.RWMutex   // held for reading by every answer to a request
 	left      bool           // nobody is answered any more
-
-	forget *time.Timer // for forgetSoon
-	forgot time.Time   // when that was done last
 
 	retry      *time.Timer
 	retryAt    time.Time     // when the timer is armed for, zero when it is not
@@ -257,11 +252,9 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		nodeOptional: cfg.NodeOptional,
 		nodeAddress:  cfg.NodeAddress,
 		healths:      map[lb.ServiceFamily]lb.Health{},
-		open:         map[netip.Addr]lb.NodeAddress{},
 		triggers:     map[lb.ServiceFamily][]time.Time{},
 		failing:      map[lb.Name]string{},
 		walks:        dp.NoIterators == nil,
-		forget:       time.NewTimer(time.Hour),
 		retry:        time.NewTimer(time.Hour),
 		retryAfter:   retryFirst,
 		repairEvery:  cfg.RepairEvery,
@@ -271,7 +264,6 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		reports:      make(chan sockets.Report, 1),
 	}
 	a.retry.Stop()
-	a.forget.Stop()
 	a.health.SetNodeEligible(cfg.NodeOptional)
 	a.health.Observe(health.Observer{Healthz: a.metrics.Healthz, Livez: a.metrics.Livez})
 	a.ports = health.NewServers(a.health.Healthy, portReport(cfg.NodeName, cfg.Recorder, log))
@@ -323,8 +315,6 @@ func (a *agent) run(ctx context.Context, ended <-chan error) error {
 			a.retryAt = time.Time{}
 			a.retryAfter = min(2*a.retryAfter, retryLast)
 			a.finish(time.Now(), a.reconciler.Retry(), false)
-		case <-a.forget.C:
-			a.forgetAffinities()
 		case <-repair.C:
 			a.repair()
 		case r := <-a.reports:

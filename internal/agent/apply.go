@@ -6,7 +6,6 @@ package agent
 import (
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -32,7 +31,7 @@ func (a *agent) apply(start time.Time) {
 		r := a.reconciler.ApplyAll(all)
 		a.applied = true
 		a.finish(start, r, true)
-		a.healthPorts(all)
+		a.healthPorts(all, true)
 		a.log.Info("synced", logfield.Writes(r.Writes+r.Deletes), logfield.Took(time.Since(a.state.Started)))
 		if !a.broken(r) {
 			a.removeOtherLinks()
@@ -50,7 +49,7 @@ func (a *agent) apply(start time.Time) {
 			return
 		}
 		a.finish(start, a.reconciler.Apply(delta), false)
-		a.healthPorts(delta)
+		a.healthPorts(delta, false)
 	}
 }
 
@@ -65,10 +64,11 @@ func (a *agent) removeOtherLinks() {
 	}
 }
 
-// healthPorts brings what health check node ports answer up to date.
-func (a *agent) healthPorts(delta lb.Delta) {
-	if len(delta.NodeAddresses) > 0 || !a.listening {
-		a.healthAddresses(delta)
+// healthPorts brings health check node ports up to date: what they answer, and
+// where they are opened, which is where NodePorts are reached, as with kube-proxy.
+func (a *agent) healthPorts(delta lb.Delta, first bool) {
+	if first || len(delta.NodeAddresses) > 0 {
+		a.ports.SetAddresses(a.store.NodePortAddresses())
 	}
 	if len(delta.Health) == 0 {
 		return
@@ -88,29 +88,6 @@ func (a *agent) healthPorts(delta lb.Delta) {
 		})
 	}
 	a.ports.Sync(want)
-}
-
-// healthAddresses tells where health check node ports are opened: where NodePorts
-// are reached, as kube-proxy does.
-func (a *agent) healthAddresses(delta lb.Delta) {
-	a.listening = true
-	for addr, kind := range delta.NodeAddresses {
-		a.open[addr] = kind
-	}
-	var addresses []netip.Addr
-	for _, family := range []lb.Family{lb.IPv4, lb.IPv6} {
-		if a.store.AllAddresses(family) {
-			addresses = append(addresses, lb.Unspecified(family))
-			continue
-		}
-		for addr, kind := range a.open {
-			if kind == lb.NodeAddressOpen && lb.FamilyOf(addr) == family {
-				addresses = append(addresses, addr)
-			}
-		}
-	}
-	slices.SortFunc(addresses, netip.Addr.Compare)
-	a.ports.SetAddresses(addresses)
 }
 
 // portReport says that a health check node port cannot be opened, or can at last.
@@ -179,7 +156,7 @@ func (a *agent) finish(start time.Time, r reconciler.Result, full bool) {
 		a.ticket++
 	}
 	if r.Unremembered {
-		a.forgetSoon()
+		a.forgetAffinities()
 	}
 	if r.Deletes > 0 || len(r.Answered) > 0 {
 		a.askWalk(r.Answered)

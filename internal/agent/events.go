@@ -42,7 +42,7 @@ func (a *agent) take(ev reflector.Event) {
 		a.triggered(ev.Slice, ev.Trigger)
 	case reflector.SliceGone:
 		a.metrics.EndpointChanges(count(a.store.DeleteSlice(ev.Name)))
-		delete(a.triggers, lb.ServiceFamily{Service: lb.Name{Namespace: ev.Name.Namespace, Name: ev.Service}, Family: ev.Family})
+		delete(a.triggers, serviceFamily(ev.Name, ev.Service, ev.Family))
 	case reflector.NodeSet:
 		a.synced.node = true
 		a.nodeSet(ev.Node)
@@ -68,12 +68,17 @@ func count(changed bool) int {
 	return 0
 }
 
+// serviceFamily is what a slice belongs to.
+func serviceFamily(slice lb.Name, service string, family lb.Family) lb.ServiceFamily {
+	return lb.ServiceFamily{Service: lb.Name{Namespace: slice.Namespace, Name: service}, Family: family}
+}
+
 // triggered takes note of when something happened that a slice tells of, so that
 // how long it takes to reach the kernel can be measured. As with kube-proxy, an
 // event that changes nothing but the slice's metadata counts again.
 func (a *agent) triggered(slice lb.Slice, at time.Time) {
 	if !at.IsZero() {
-		key := lb.ServiceFamily{Service: lb.Name{Namespace: slice.Name.Namespace, Name: slice.Service}, Family: slice.Family}
+		key := serviceFamily(slice.Name, slice.Service, slice.Family)
 		a.triggers[key] = append(a.triggers[key], at)
 	}
 }

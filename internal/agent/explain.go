@@ -31,10 +31,11 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/reflector"
 )
 
-const (
-	runDir         = "/run/fairlead"
-	defaultBPFRoot = "/sys/fs/bpf/fairlead"
-)
+// DefaultBPFRoot is where maps and links are pinned unless something else is asked
+// for.
+const DefaultBPFRoot = "/sys/fs/bpf/fairlead"
+
+const runDir = "/run/fairlead"
 
 // SocketPath returns where the agent with this --bpf-root listens for questions
 // unless it was told otherwise. Every root has a path of its own.
@@ -42,7 +43,7 @@ func SocketPath(bpfRoot string) string {
 	if abs, err := filepath.Abs(bpfRoot); err == nil {
 		bpfRoot = abs // fails only where there is no working directory
 	}
-	if bpfRoot == defaultBPFRoot {
+	if bpfRoot == DefaultBPFRoot {
 		return filepath.Join(runDir, "agent.sock")
 	}
 	sum := sha256.Sum256([]byte(bpfRoot))

@@ -4,8 +4,6 @@
 package agent
 
 import (
-	"time"
-
 	"github.com/fairlead-lb/fairlead/internal/datapath"
 	"github.com/fairlead-lb/fairlead/internal/lb"
 	"github.com/fairlead-lb/fairlead/internal/logfield"
@@ -49,25 +47,11 @@ func (a *agent) walked(r sockets.Report) {
 	}
 }
 
-// forgetEvery is the least time between two searches for entries of clients: each
-// goes through all there are.
-const forgetEvery = time.Second
-
-// forgetSoon has forgetAffinities called, at once or when it is time again.
-func (a *agent) forgetSoon() {
-	if wait := time.Until(a.forgot.Add(forgetEvery)); wait > 0 {
-		a.forget.Reset(wait)
-		return
-	}
-	a.forgetAffinities()
-}
-
 // forgetAffinities deletes the entries of clients whose backend has left every
 // set of its service, or whose service has no affinity any more. No program uses
-// them, but if the backend came back its clients would come back to it, and an
-// entry keeps its service ID from being used again.
+// them, but if the backend came back its clients would come back to it. So it
+// cannot be put off: the next batch may bring the backend.
 func (a *agent) forgetAffinities() {
-	a.forget.Stop()
 	n, err := a.datapath.ForgetAffinities(func(e datapath.AffinityEntry) bool {
 		for side := range lb.Side(lb.Sides) {
 			if a.reconciler.HasMember(lb.Member{Service: e.Service, Backend: e.Backend, Use: lb.UseOn(side)}) {
@@ -79,6 +63,5 @@ func (a *agent) forgetAffinities() {
 	if err != nil {
 		a.log.Warn("clients of backends that are gone cannot be forgotten", logfield.Error(err))
 	}
-	a.forgot = time.Now()
 	a.log.Debug("affinities forgotten", logfield.Count(n))
 }

@@ -188,11 +188,12 @@ func (s *Store) askedVIP(q Query, e *Explanation) []ServicePort {
 		e.Verdict = fmt.Sprintf("pass: an address of this node, but no Service has NodePort %d", q.Number)
 	case slices.ContainsFunc(s.cidrs, func(p netip.Prefix) bool { return p.Contains(q.VIP) }):
 		e.Verdict = "drop: in a ServiceCIDR, but no Service has this address as its ClusterIP"
-	case s.hasAddress(q.VIP).Exists():
-		e.Verdict = fmt.Sprintf("pass: Service %v has this address, but not port %d; only a ClusterIP's undefined ports are refused",
-			s.hasAddress(q.VIP).Service.Service, q.Number)
 	default:
 		e.Verdict = "pass: no Service has this address"
+		if other := s.hasAddress(q.VIP); other.Exists() {
+			e.Verdict = fmt.Sprintf("pass: Service %v has this address, but not port %d; only a ClusterIP's undefined ports are refused",
+				other.Service.Service, q.Number)
+		}
 	}
 	return nil
 }

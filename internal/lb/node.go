@@ -43,6 +43,24 @@ func (s *Store) AllAddresses(family Family) bool {
 	return !named
 }
 
+// NodePortAddresses returns where everybody reaches NodePorts, sorted. The
+// unspecified address of a family stands for all its local addresses.
+func (s *Store) NodePortAddresses() []netip.Addr {
+	var out []netip.Addr
+	for _, family := range []Family{IPv4, IPv6} {
+		if s.AllAddresses(family) {
+			out = append(out, Unspecified(family))
+		}
+	}
+	for addr, kind := range s.nodeAddresses() {
+		if kind == NodeAddressOpen && !s.AllAddresses(FamilyOf(addr)) {
+			out = append(out, addr)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
 // SetNodePorts changes at which addresses NodePorts are reached.
 func (s *Store) SetNodePorts(n NodePorts) {
 	s.config.NodePorts = n

@@ -427,3 +427,22 @@ func TestNoLocalEndpoints(t *testing.T) {
 	s.DeleteService(name("web"))
 	check("Service deleted", none, none)
 }
+
+func TestWhereEverybodyReachesNodePorts(t *testing.T) {
+	s := lb.NewStore(lb.Config{NodePorts: lb.NodePorts{Primary: true, Loopback: true}})
+	s.SetLocalAddresses(addrs("10.0.9.9", "10.96.0.10", "fd00:9::9"))
+	s.SetServiceCIDRs(prefixes("10.96.0.0/16"))
+	for _, tt := range []struct {
+		name       string
+		node, want []netip.Addr
+	}{
+		{"at all addresses while the Node names none", nil, addrs("0.0.0.0", "::")},
+		{"at all of the family it names none of", addrs("10.0.9.9"), addrs("10.0.9.9", "::")},
+		{"at those it names, not at loopback or local ones", addrs("10.0.9.9", "fd00:9::9"), addrs("10.0.9.9", "fd00:9::9")},
+	} {
+		s.SetNode(lb.Node{Addresses: tt.node})
+		if got := s.NodePortAddresses(); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
