@@ -230,8 +230,16 @@ func TestOtherVersionsAreTakenOverAndCanBeGoneBackTo(t *testing.T) {
 			t.Errorf("another version's map is gone: %v", err)
 		}
 	}
-	log := agent.Logs()
-	if synced, took := strings.Index(log, "synced"), strings.Index(log, "took over from another version"); synced < 0 || took < synced {
-		t.Errorf("the other versions were removed before all was in our tables:\n%s", log)
-	}
+	// The agent speaks of it once it is done, which is after we can see it.
+	testutil.Eventually(t, 10*time.Second, "the agent's log says so", func() error {
+		log := agent.Logs()
+		took := strings.Index(log, "took over from another version")
+		if took < 0 {
+			return errors.New("not yet")
+		}
+		if synced := strings.Index(log, "synced"); synced < 0 || took < synced {
+			t.Fatalf("the other versions were removed before all was in our tables:\n%s", log)
+		}
+		return nil
+	})
 }
