@@ -11,6 +11,7 @@
 
 #include "iter.h"
 #include "sock.h"
+#include "tc.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -272,4 +273,29 @@ int iter_udp(struct bpf_iter__udp *ctx)
 		rec.destroyed = !bpf_sock_destroy((struct sock_common *)udp_sk);
 	bpf_seq_write(ctx->meta->seq, &rec, sizeof(rec));
 	return 0;
+}
+
+/* The packet path, on devices with an Ethernet header and on those without. */
+SEC("tc")
+int tc_ingress(struct __sk_buff *ctx)
+{
+	return tc_program(ctx, PACKET_L2);
+}
+
+SEC("tc")
+int tc_egress(struct __sk_buff *ctx)
+{
+	return tc_program(ctx, PACKET_L2 | PACKET_EGRESS);
+}
+
+SEC("tc")
+int tc_ingress_l3(struct __sk_buff *ctx)
+{
+	return tc_program(ctx, 0);
+}
+
+SEC("tc")
+int tc_egress_l3(struct __sk_buff *ctx)
+{
+	return tc_program(ctx, PACKET_EGRESS);
 }

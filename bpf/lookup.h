@@ -17,8 +17,8 @@
 struct request {
 	struct addr addr;
 	__be16 port;
-	__u8 proto; /* IPPROTO_TCP or IPPROTO_UDP */
-	__u8 pad;
+	__u8 proto;   /* IPPROTO_* */
+	__u8 outside; /* 1: the client is not on this node */
 };
 
 /* The service a request leads to, each of its words as one load has read it. */
@@ -139,8 +139,8 @@ static __always_inline bool target_restricted(const struct target *t)
 	return t->kind == FRONTEND_LOAD_BALANCER && t->options & OPTION_RESTRICTED;
 }
 
-/* The frontend's service from the side of a client on this node. */
-static __always_inline enum verdict lb_service(const struct frontend *frontend,
+/* The frontend's service from the side of the client. */
+static __always_inline enum verdict lb_service(const struct frontend *frontend, __u8 outside,
 					       struct target *target)
 {
 	__u32 id = frontend->service_id;
@@ -154,6 +154,9 @@ static __always_inline enum verdict lb_service(const struct frontend *frontend,
 	if (target->kind == FRONTEND_CLUSTER_IP) {
 		target->side = SIDE_CLUSTER_IP;
 		target_set_range(target, *(volatile __u64 *)&service->range[SIDE_CLUSTER_IP]);
+	} else if (outside) {
+		target->side = SIDE_OUTSIDE;
+		target_set_range(target, *(volatile __u64 *)&service->range[SIDE_OUTSIDE]);
 	} else {
 		target->side = SIDE_INSIDE;
 		target_set_range(target, *(volatile __u64 *)&service->range[SIDE_INSIDE]);
@@ -186,7 +189,7 @@ static __always_inline enum verdict lb_address(const struct addr *addr, __u8 nod
 }
 
 /*
- * Tells whose the request of a client on this node is. target must be zero; it is
+ * Tells whose the request is. target must be zero; it is
  * filled in when the request leads to a service, and its count is above 0 for
  * VERDICT_TRANSLATE alone. What depends on the client is left to the caller:
  * target->loopback and target_restricted.
@@ -203,7 +206,7 @@ static __always_inline enum verdict lb_find(const struct request *req, struct ta
 		/* A client that dials the unspecified address means itself. */
 		if (frontend->kind == FRONTEND_NODE_PORT)
 			return VERDICT_PASS;
-		return lb_service(frontend, target);
+		return lb_service(frontend, req->outside, target);
 	}
 
 	node_address = bpf_map_lookup_elem(&node_addresses, &req->addr);
@@ -213,7 +216,7 @@ static __always_inline enum verdict lb_find(const struct request *req, struct ta
 		frontend = bpf_map_lookup_elem(&frontends, &key);
 		if (frontend) {
 			target->loopback = kind == NODE_ADDRESS_LOOPBACK;
-			return lb_service(frontend, target);
+			return lb_service(frontend, req->outside, target);
 		}
 	}
 	return lb_address(&req->addr, kind);

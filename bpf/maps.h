@@ -100,6 +100,73 @@ struct {
 	__type(value, struct peer);
 } peers SEC(".maps");
 
+/* The packet path: both entries of each flow. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 262144);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
+
+/* By index. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct device);
+} devices SEC(".maps");
+
+/* Whose sources are inside, wherever they arrive. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 256);
+	__type(key, struct cidr_key);
+	__type(value, __u8);
+} cluster_cidrs SEC(".maps");
+
+/* Which destinations may have a frontend, written by the agent: see gate.h. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, GATE_WORDS);
+	__type(key, __u32);
+	__type(value, __u64);
+} frontend_gate SEC(".maps");
+
+/* Which destinations may have a flow, written by programs: see gate.h. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, GATE_WORDS);
+	__type(key, __u32);
+	__type(value, __u64);
+} flow_gate SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct reply_bucket);
+} reply_buckets SEC(".maps");
+
+/* Which network namespace a pod's address belongs to, as far as sockets in it have
+ * shown: the key of its affinities. See affinity.h.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct addr);
+	__type(value, __u64);
+} pods SEC(".maps");
+
 /* By enum counter. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

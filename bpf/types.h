@@ -247,8 +247,8 @@ enum verdict {
 #define VERDICTS 7
 
 /*
- * One counter for every outcome. The first three groups are a hook's base plus
- * the verdict.
+ * One counter for every outcome. The groups with all verdicts are a hook's base
+ * plus the verdict.
  */
 enum counter {
 	COUNTER_CONNECT_TCP_PASS = 0,
@@ -280,12 +280,148 @@ enum counter {
 	COUNTER_AFFINITY_NEW,	 /* ... a backend to keep */
 	COUNTER_AFFINITY_LOST,	 /* ... a backend that could not be remembered */
 	COUNTER_CLIENT_UNKNOWN,	 /* denied: the pod has no address of the family */
+
+	/* The packet path. What no flow knows is decided about: */
+	COUNTER_PACKET_PASS,
+	COUNTER_PACKET_TRANSLATE,
+	COUNTER_PACKET_NO_BACKEND,
+	COUNTER_PACKET_NO_PORT,
+	COUNTER_PACKET_NO_LOCAL,
+	COUNTER_PACKET_DENIED,
+	COUNTER_PACKET_NO_SERVICE,
+	/* ... and the packets of flows are translated. */
+	COUNTER_FLOW_REQUEST,	/* to the backend */
+	COUNTER_FLOW_ANSWER,	/* to the client */
+	COUNTER_FLOW_ERROR,	/* ICMP errors about either */
+	COUNTER_FLOW_REDIRECT,	/* of all these: went around the node's stack */
+	COUNTER_FLOW_MOVED,	/* UDP flows whose backend had gone */
+	COUNTER_FLOW_CONFLICT,	/* another flow had the tuple: another choice was made */
+	COUNTER_FLOW_RESTORED,	/* one of a flow's two entries had been evicted */
+	COUNTER_SNAT_NEW,	/* flows with a source port of the node's */
+	COUNTER_SNAT_COLLISION, /* ports that were taken */
+	/* Answers of our own. */
+	COUNTER_REPLY_REFUSED, /* TCP RST, ICMP port unreachable */
+	COUNTER_REPLY_TTL,     /* ICMP time exceeded */
+	COUNTER_REPLY_TOO_BIG, /* ICMP fragmentation needed, packet too big */
+	COUNTER_REPLY_LIMITED, /* none: there were too many of them already */
+	/* Dropped for another reason than a verdict. */
+	COUNTER_DROP_FLOWS_FULL,     /* no entry could be made */
+	COUNTER_DROP_SNAT_EXHAUSTED, /* no port was free */
+	COUNTER_DROP_CONFLICT,	     /* no backend's and no port's tuple was free */
+	COUNTER_DROP_NO_ROUTE,	     /* the node cannot forward to the backend */
+	COUNTER_DROP_TTL,	     /* the packet's time to live was over */
+	COUNTER_DROP_TOO_BIG,	     /* the way to the backend or the client is too narrow */
+	COUNTER_DROP_FRAGMENT,	     /* a later fragment before the first */
+	COUNTER_DROP_MALFORMED,	     /* a flow's packet that could not be rewritten */
 };
-#define COUNTERS 29
+#define COUNTERS 57
 _Static_assert(COUNTER_CONNECT_UDP_PASS == COUNTER_CONNECT_TCP_PASS + VERDICTS, "base");
 _Static_assert(COUNTER_SEND_UDP_PASS == COUNTER_CONNECT_UDP_PASS + VERDICTS, "base");
 _Static_assert(COUNTER_SEND_UDP_KEPT == COUNTER_SEND_UDP_PASS + VERDICTS, "base");
-_Static_assert(COUNTERS == COUNTER_CLIENT_UNKNOWN + 1, "size of the map");
+_Static_assert(COUNTER_FLOW_REQUEST == COUNTER_PACKET_PASS + VERDICTS, "base");
+_Static_assert(COUNTERS == COUNTER_DROP_MALFORMED + 1, "size of the map");
+
+/*
+ * The packet path. A flow is what a client has with one frontend, and has two
+ * entries in the flows map: that of its requests, from the client to the VIP, and
+ * that of its answers, from the backend to the client or to the node's address
+ * and port that stand for it. The key is both ends as a packet shows them where
+ * it is translated, the value what is written into it. So each entry leads to the
+ * other: its key is the other's value the other way round.
+ */
+struct flow_key {
+	struct addr src;
+	struct addr dst;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;  /* IPPROTO_TCP, _UDP, _SCTP */
+	__u8 pad[3]; /* zero */
+};
+_Static_assert(sizeof(struct flow_key) == 40, "ABI");
+
+/* What a flow is, the same in both entries but for FLOW_ANSWER. */
+enum flow_flag {
+	FLOW_ANSWER = 1, /* the entry of the answers */
+	/* Both directions go around the node's stack: the answers are translated
+	 * where they arrive and sent to the client's device.
+	 */
+	FLOW_REDIRECT = 2,
+	FLOW_NODE = 4,	   /* the client is a process of this node */
+	FLOW_SNAT = 8,	   /* the backend sees an address of the node as the client */
+	FLOW_NO_L2 = 16,   /* the client's device has no Ethernet header */
+	FLOW_OUTSIDE = 32, /* of enum side's two kinds of client, it is an outside one */
+};
+
+/* What has been seen of a flow. */
+enum flow_state {
+	FLOW_ANSWERED = 1,	 /* the backend has answered */
+	FLOW_ESTABLISHED = 2,	 /* ... and the client after that */
+	FLOW_CLIENT_CLOSED = 4,	 /* FIN, or SCTP's SHUTDOWN, from the client */
+	FLOW_BACKEND_CLOSED = 8, /* ... from the backend */
+	FLOW_RESET = 16,	 /* RST, or SCTP's ABORT, from either */
+};
+
+struct flow {
+	struct addr src; /* what is written into a packet */
+	struct addr dst;
+	__be16 sport;
+	__be16 dport;
+	__u32 service_id;
+	__u32 generation; /* of the backend's range, with the side, or RANGE_UNKNOWN */
+	__u32 ifindex;	  /* the client's device */
+	__u32 last_sec;	  /* last packet in either direction, CLOCK_MONOTONIC seconds */
+	__u32 state;	  /* enum flow_state */
+	__u32 flags;	  /* enum flow_flag */
+	__u8 client_mac[6]; /* the neighbour that requests come from */
+	__u8 node_mac[6];   /* the address they are sent to */
+};
+_Static_assert(sizeof(struct flow) == 72, "ABI");
+
+/* A datagram in pieces: only the first one has ports. */
+struct fragment_key {
+	struct addr src;
+	struct addr dst;
+	__u32 id; /* network byte order, as in the header; IPv4's in the low half */
+	__u8 proto;
+	__u8 pad[3]; /* zero */
+};
+_Static_assert(sizeof(struct fragment_key) == 40, "ABI");
+
+/* The ports of the first piece. */
+struct fragment {
+	__be16 sport;
+	__be16 dport;
+};
+
+/* What a device of the node is for. */
+enum device_flag {
+	DEVICE_POD = 1, /* behind it are pods of this node and nothing else */
+};
+
+/* A device of the node, by its index. */
+struct device {
+	__u32 flags; /* enum device_flag */
+	/* The device that routes are of: the device's bridge, or itself. */
+	__u32 l3_ifindex;
+	/* Sources for what is sent by it, where the kernel's lookup of a route cannot
+	 * tell (before Linux 6.7): unspecified when there is none.
+	 */
+	struct addr source4;
+	struct addr source6;
+	__u8 mac[6]; /* of the device that routes are of; zero without L2 */
+	__u8 pad[2];
+};
+_Static_assert(sizeof(struct device) == 48, "ABI");
+
+/* How many answers of our own each processor may still give. */
+struct reply_bucket {
+	__u64 filled_ns; /* CLOCK_MONOTONIC */
+	__u64 tokens;
+};
+
+/* Places in the gates, a power of two: see gate.h. */
+#define GATE_BITS 262144
+#define GATE_WORDS (GATE_BITS / 64)
 
 /* What only people read: the name behind a service ID. Strings end in a zero. */
 #define NAME_LEN 64
@@ -364,4 +500,7 @@ struct exported_types {
 	enum service_option service_option;
 	enum member_use member_use;
 	enum node_address node_address;
+	enum flow_flag flow_flag;
+	enum flow_state flow_state;
+	enum device_flag device_flag;
 };

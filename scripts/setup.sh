@@ -18,6 +18,7 @@ packages=(
 	linux-libc-dev   # linux/bpf.h
 	llvm-19          # llvm-strip
 	make
+	nftables         # kube-proxy's nftables mode (tests/bench), other people's rules in tests
 	qemu-system-x86  # tests/vm
 	xz-utils         # kernel modules of Debian's 6.12
 )

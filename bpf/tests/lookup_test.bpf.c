@@ -15,6 +15,7 @@
 
 #include "../affinity.h"
 #include "../client.h"
+#include "../gate.h"
 #include "../origins.h"
 #include "../peers.h"
 
@@ -43,6 +44,30 @@ int test_lookup(struct __sk_buff *skb)
 	if (io.verdict == VERDICT_TRANSLATE &&
 	    !lb_backend(&io.target, lb_pick(&io.target), &io.choice))
 		return TC_ACT_SHOT;
+	return ANSWER(skb, io) ? TC_ACT_SHOT : TC_ACT_OK;
+}
+
+/* Which bits do an address, a port and the block of the address have? */
+struct gate_io {
+	struct request req;
+	__u32 addr;
+	__u32 port;
+	__u32 block;
+	__u32 open; /* of these: 1, 2 and 4 for what frontend_gate has */
+};
+
+SEC("tc")
+int test_gate(struct __sk_buff *skb)
+{
+	struct gate_io io = {};
+
+	if (ASK(skb, io))
+		return TC_ACT_SHOT;
+	io.addr = gate_addr(&io.req.addr);
+	io.port = gate_port(io.req.proto, io.req.port);
+	io.block = gate_block(&io.req.addr);
+	io.open = gate_has(&frontend_gate, io.addr) | gate_has(&frontend_gate, io.port) << 1 |
+		  gate_has(&frontend_gate, io.block) << 2;
 	return ANSWER(skb, io) ? TC_ACT_SHOT : TC_ACT_OK;
 }
 
@@ -394,6 +419,7 @@ int test_stress(struct __sk_buff *skb)
 /* Types that no map holds reach BTF, and so the generated Go, through here. */
 struct test_types {
 	struct lookup_io lookup_io;
+	struct gate_io gate_io;
 	struct spread_io spread_io;
 	struct peer_io peer_io;
 	struct origin_io origin_io;

@@ -34,6 +34,8 @@ type agentFlags struct {
 	config, nodePorts                       string
 	cgroupRoot, bpfRoot, socket             string
 	healthz, metrics                        string
+	packetPath, devices, snatPorts          string
+	clusterCIDR                             string
 	logLevel, logFormat                     string
 	repairEvery                             time.Duration
 	sizes                                   datapath.Sizes
@@ -61,6 +63,10 @@ what the kernel holds; "fairlead cleanup" removes that.`,
 	fs.StringVar(&f.serviceProxyName, "service-proxy-name", "", "serve Services labelled service.kubernetes.io/service-proxy-name=`NAME`, too")
 	fs.StringVar(&f.config, "config", "", "kube-proxy's configuration `FILE` (KubeProxyConfiguration, or the ConfigMap that holds it); flags given here come first")
 	fs.StringVar(&f.nodePorts, "nodeport-addresses", primary, "where NodePorts are reached: primary for the Node's own addresses, or `CIDR,…` for the local addresses in these")
+	fs.StringVar(&f.packetPath, "packet-path", packetsOn, "on to serve also clients whose sockets cannot be seen, by their packets: other machines, pods in VMs; or off")
+	fs.StringVar(&f.devices, "devices", "auto", "devices whose packets are looked at: auto for all that lead to other machines or to pods, or names, `NAME,GLOB,…`")
+	fs.StringVar(&f.snatPorts, "snat-ports", "61000-65535", "source ports, `FIRST-LAST`, for packets that go on to another node with an address of this one")
+	fs.StringVar(&f.clusterCIDR, "cluster-cidr", "", "`CIDR,…` whose packets come from inside the cluster wherever they arrive, beside those of this node's pods")
 	fs.StringVar(&f.cgroupRoot, "cgroup-root", "", "cgroup2 `DIR` whose processes are served (default: the node's root)")
 	fs.StringVar(&f.bpfRoot, "bpf-root", agent.DefaultBPFRoot, "`DIR` on a BPF file system to pin maps and links below")
 	fs.StringVar(&f.healthz, "healthz-bind-address", "0.0.0.0:10256", "`ADDRESS` of /healthz and /livez; empty for none")
@@ -74,8 +80,12 @@ what the kernel holds; "fairlead cleanup" removes that.`,
 	fs.Uint32Var(&f.sizes.Slots, "max-slots", 524288, "rows for the backends of all services; a change needs room for a second copy")
 	fs.Uint32Var(&f.sizes.Members, "max-members", 262144, "rows for the backends of UDP services, and three each for those of services with an affinity")
 	fs.Uint32Var(&f.sizes.Affinity, "max-affinity", 65536, "clients times services with an affinity; the oldest make room")
+	fs.Uint32Var(&f.sizes.Flows, "max-flows", 262144, "rows for what clients have on the packet path, two for each connection; those that were silent longest make room")
 	fs.Uint32Var(&f.sizes.SourceRanges, "max-source-ranges", 65536, "rows for loadBalancerSourceRanges, for each service port")
 	fs.Uint32Var(&f.sizes.Peers, "max-peers", 65536, "TCP sockets that getpeername answers for, a power of two")
+	// Fails only for a flag that does not exist.
+	_ = cmd.RegisterFlagCompletionFunc("packet-path",
+		cobra.FixedCompletions([]cobra.Completion{packetsOn, packetsOff}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -205,6 +215,7 @@ func (f agentFlags) check() error {
 		{"slots", f.sizes.Slots, 1 << 24},
 		{"members", f.sizes.Members, 1 << 24},
 		{"affinity", f.sizes.Affinity, 1 << 24},
+		{"flows", f.sizes.Flows, 1 << 24},
 		{"source-ranges", f.sizes.SourceRanges, 1 << 24},
 		{"peers", f.sizes.Peers, 1 << 24},
 	} {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -70,6 +69,9 @@ func (f agentFlags) settings(given func(flag string) bool) (settings, error) {
 	if s.agent.NodeName, err = f.node(c.HostnameOverride); err != nil {
 		return s, err
 	}
+	if s.agent.Packets, err = f.packets(c, given); err != nil {
+		return s, err
+	}
 	s.agent.NodePorts, err = f.nodePortAddresses(c, given)
 	s.agent.Configz = s.inEffect(c)
 	return s, err
@@ -86,6 +88,9 @@ func (s settings) inEffect(c config.Config) any {
 	}
 	for _, p := range s.agent.NodePorts.CIDRs {
 		c.NodePortAddresses = append(c.NodePortAddresses, p.String())
+	}
+	if inside := s.agent.Packets.ClusterCIDRs; len(inside) > 0 {
+		c.DetectLocal.Mode, c.DetectLocal.ClusterCIDRs = config.LocalModeClusterCIDR, inside
 	}
 	return c.Encode()
 }
@@ -167,14 +172,11 @@ func parseNodePorts(words []string) (lb.NodePorts, error) {
 	}
 	var n lb.NodePorts
 	for _, word := range words {
-		p, err := netip.ParsePrefix(strings.TrimSpace(word))
+		p, err := parseCIDR(word)
 		if err != nil {
 			return n, fmt.Errorf("%q is neither %s, alone, nor a CIDR such as 192.0.2.0/24", word, primary)
 		}
-		if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
-			p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
-		}
-		n.CIDRs = append(n.CIDRs, p.Masked())
+		n.CIDRs = append(n.CIDRs, p)
 	}
 	return n, nil
 }

@@ -30,10 +30,11 @@ func newCleanupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove everything an agent has left in the kernel",
-		Long: `Detaches the programs and removes all that is pinned below --bpf-root, also by
-other versions of Fairlead, and the socket that explain asked the agent on. From
-then on Services of this node are served by somebody else or not at all. Refuses
-while an agent is running. Running it twice does no harm. Needs root.
+		Long: `Detaches the programs from the cgroup and from network devices and removes all
+that is pinned below --bpf-root, also by other versions of Fairlead, and the
+socket that explain asked the agent on. From then on Services of this node are
+served by somebody else or not at all. Refuses while an agent is running.
+Running it twice does no harm. Needs root and the node's network namespace.
 
 Programs of ours that are still attached to the cgroup afterwards, such as those
 of an agent with another --bpf-root, are named and left alone.`,
@@ -101,6 +102,7 @@ func removeVersion(w io.Writer, dir string) error {
 		remove     func(dir string) error
 	}{
 		{"links", "detached", attach.DetachAll},
+		{devicesDir, "detached from devices", removeFromDevices},
 		{"maps", "removed maps", os.RemoveAll},
 	} {
 		path := filepath.Join(dir, part.name)
@@ -122,6 +124,16 @@ func removeVersion(w io.Writer, dir string) error {
 		return fmt.Errorf("remove pins: %w", err)
 	}
 	return nil
+}
+
+// devicesDir is what datapath names the directory of links on devices.
+var devicesDir = filepath.Base(datapath.DevicesPath(""))
+
+// removeFromDevices takes the programs of a version away from devices. Before Linux
+// 6.6 there are no pins to tell of them.
+func removeFromDevices(dir string) error {
+	_, err := attach.RemoveTC(dir)
+	return err
 }
 
 // removeSocket removes the socket of an agent that is gone, and the directory it

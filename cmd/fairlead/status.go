@@ -4,6 +4,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -25,13 +26,14 @@ func newStatusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Tell whether this node is served",
 		Long: `Tells whether the programs are attached, and to which cgroup; whether an agent
-is running and when it last brought the kernel's tables up to date; and what
-this kernel offers. Needs root.
+is running and when it last brought the kernel's tables up to date; on how many
+devices the packet path is; and what this kernel offers. Needs root.
 
 The exit code is 0 only if all hooks are attached to the agent's cgroup (to that
-of --cgroup-root, if given), an agent is running, and it has synced. Otherwise
-it is 1 and standard error says why. While no agent is running, connections go
-on being served with the backends the kernel knows.
+of --cgroup-root, if given), an agent is running, it has synced, and the packet
+path is off or on all its devices. Otherwise it is 1 and standard error says
+why. While no agent is running, connections go on being served with the backends
+the kernel knows.
 
 A cgroup that is not the node's root is told but no failure, since an agent
 attaches to one only when --cgroup-root says so. Services with a problem are
@@ -44,7 +46,7 @@ of Fairlead has left are told but no failure, unless its programs are attached.`
 	bpfRoot := addBPFRootFlag(cmd)
 	cgroupRoot := addCgroupRootFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		report, err := readStatus(*bpfRoot, *cgroupRoot)
+		report, err := readStatus(cmd.Context(), *bpfRoot, *cgroupRoot)
 		if err != nil {
 			return err
 		}
@@ -75,6 +77,7 @@ type statusReport struct {
 	// the first time.
 	LastSync *time.Time   `json:"lastSync"`
 	Services serviceCount `json:"services"`
+	Packets  packetStatus `json:"packetPath"`
 	Kernel   kernelStatus `json:"kernel"`
 	// OtherVersions have left something below the same root; never null.
 	OtherVersions []versionStatus `json:"otherVersions"`
@@ -116,7 +119,7 @@ type serviceCount struct {
 }
 
 // readStatus collects the report. cgroupRoot may be empty.
-func readStatus(bpfRoot, cgroupRoot string) (statusReport, error) {
+func readStatus(ctx context.Context, bpfRoot, cgroupRoot string) (statusReport, error) {
 	var report statusReport
 	view, err := datapath.OpenView(bpfRoot)
 	if err != nil {
@@ -138,6 +141,9 @@ func readStatus(bpfRoot, cgroupRoot string) (statusReport, error) {
 	report.Services = serviceCount{len(tables.Names), len(tables.Problems)}
 	report.Agent = agentStatus{running, state.PID, state.Version, timeOrNull(state.Started)}
 	report.LastSync = timeOrNull(state.Synced)
+	if report.Packets, err = readPackets(ctx, view, bpfRoot, running); err != nil {
+		return report, err
+	}
 	for _, s := range attach.Check(func(hook string) string { return datapath.LinkPath(bpfRoot, hook) }) {
 		hook := hookStatus{Name: s.Hook, Attached: s.Err == nil, CgroupID: s.CgroupID}
 		if s.Err != nil {
@@ -170,6 +176,13 @@ func readOtherVersions(root string) ([]versionStatus, error) {
 		hooks, err := fileNames(filepath.Join(root, name, "links"))
 		if err != nil {
 			return nil, fmt.Errorf("list pins: %w", err)
+		}
+		devices, err := fileNames(filepath.Join(root, name, devicesDir))
+		if err != nil {
+			return nil, fmt.Errorf("list pins: %w", err)
+		}
+		for _, device := range devices {
+			hooks = append(hooks, "device "+device)
 		}
 		slices.Sort(hooks)
 		out = append(out, versionStatus{name, hooks})
@@ -206,6 +219,9 @@ func (r *statusReport) judge() {
 	}
 	if r.LastSync == nil {
 		r.Problems = append(r.Problems, "the agent has not synced yet")
+	}
+	if problem := r.Packets.problem(); problem != "" {
+		r.Problems = append(r.Problems, "packet path: "+problem)
 	}
 	for _, v := range r.OtherVersions {
 		if len(v.Hooks) > 0 {
@@ -271,9 +287,14 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 		{"agent", agent},
 		{"last sync", ago(r.LastSync, now)},
 		{"services", services},
+	}
+	for i, text := range r.Packets.lines() {
+		lines = append(lines, [2]string{[]string{"packets", ""}[min(i, 1)], text})
+	}
+	lines = append(lines, [][2]string{
 		{"kernel", "Linux " + r.Kernel.Release},
 		{"", "stale UDP sockets: " + r.Kernel.endsSockets()},
-	}
+	}...)
 	for _, v := range r.OtherVersions {
 		lines = append(lines, [2]string{"also", v.String()})
 	}

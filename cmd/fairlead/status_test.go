@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/fairlead-lb/fairlead/internal/agent"
 	"github.com/fairlead-lb/fairlead/internal/datapath"
 )
 
@@ -29,6 +30,7 @@ func healthyReport(now time.Time) statusReport {
 		Agent:    agentStatus{Running: true, PID: 4711, Version: "v1.2.3", Started: &started},
 		LastSync: &synced,
 		Services: serviceCount{Programmed: 12},
+		Packets:  packetStatus{PacketState: agent.PacketState{On: true, Devices: 3, Attached: 3}, Flows: 7},
 		Kernel:   kernelStatus{Release: "6.12.0", BTF: true, SockDestroy: true},
 	}
 }
@@ -86,6 +88,27 @@ func TestJudge(t *testing.T) {
 			want: []string{},
 		},
 		{
+			name: "devices without their programs are one",
+			change: func(r *statusReport) {
+				r.Packets.Attached = 1
+			},
+			want: []string{"packet path: programs are missing on 2 of 3 devices"},
+		},
+		{
+			name: "a packet path that the kernel does not offer is one",
+			change: func(r *statusReport) {
+				r.Packets.PacketState = agent.PacketState{On: true, Problem: "too old"}
+			},
+			want: []string{"packet path: too old"},
+		},
+		{
+			name: "one that is off is what the agent was told",
+			change: func(r *statusReport) {
+				r.Packets = packetStatus{}
+			},
+			want: []string{},
+		},
+		{
 			name: "maps of an older version are there to go back to",
 			change: func(r *statusReport) {
 				r.OtherVersions = []versionStatus{{Version: "v1", Hooks: []string{}}}
@@ -129,6 +152,7 @@ cgroup     /sys/fs/cgroup, the node's root
 agent      running, version v1.2.3, pid 4711, started 1h30m0s ago
 last sync  3s ago
 services   12 programmed
+packets    on 3 of 3 devices, 7 flows
 kernel     Linux 6.12.0
            stale UDP sockets: ended with bpf_sock_destroy
 `,
@@ -141,6 +165,9 @@ kernel     Linux 6.12.0
 				r.Cgroup = cgroupStatus{ID: 1, NodeRoot: &isRoot}
 				r.Agent.Running, r.LastSync = false, nil
 				r.Services.Problems = 2
+				r.Packets = packetStatus{PacketState: agent.PacketState{
+					On: true, Problem: "no room", Devices: 3, Attached: 2, Unsupported: []string{"ib0: no Ethernet", "ipv0: no link"},
+				}}
 				r.Kernel = kernelStatus{Release: "6.1.0", BTF: true}
 				r.OtherVersions = []versionStatus{{Version: "v1"}, {Version: "v3", Hooks: []string{"connect4"}}}
 			},
@@ -149,6 +176,8 @@ cgroup     1, not the node's root: only what is below it is served
 agent      not running; the last one: version v1.2.3, pid 4711, started 1h30m0s ago
 last sync  never
 services   12 programmed, 2 with a problem: see fairlead inspect services
+packets    on 2 of 3 devices, 0 flows; no room
+           not on ib0: no Ethernet; ipv0: no link
 kernel     Linux 6.1.0
            stale UDP sockets: ended with sock_diag (no bpf_sock_destroy in this kernel)
 also       v1, not attached: another version of fairlead can go on from its maps
@@ -173,7 +202,7 @@ also       v3, whose programs are attached, too: connect4
 func TestOtherVersionsAreFound(t *testing.T) {
 	root := t.TempDir()
 	own := "v" + strconv.Itoa(datapath.ABI)
-	for _, dir := range []string{own + "/links", "v1/links/connect6", "v1/links/connect4", "v99/maps", "vault", "v1x"} {
+	for _, dir := range []string{own + "/links", "v1/links/connect6", "v1/links/connect4", "v98/devices/2-ingress", "v99/maps", "vault", "v1x"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -182,7 +211,7 @@ func TestOtherVersionsAreFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []versionStatus{{"v1", []string{"connect4", "connect6"}}, {"v99", []string{}}}
+	want := []versionStatus{{"v1", []string{"connect4", "connect6"}}, {"v98", []string{"device 2-ingress"}}, {"v99", []string{}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("other versions (-want +got):\n%s", diff)
 	}

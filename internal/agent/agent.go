@@ -18,6 +18,7 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/attach"
 	"github.com/fairlead-lb/fairlead/internal/conntrack"
 	"github.com/fairlead-lb/fairlead/internal/datapath"
+	"github.com/fairlead-lb/fairlead/internal/flows"
 	"github.com/fairlead-lb/fairlead/internal/health"
 	"github.com/fairlead-lb/fairlead/internal/lb"
 	"github.com/fairlead-lb/fairlead/internal/logfield"
@@ -69,6 +70,7 @@ type Config struct {
 	Profiling bool
 	// Configz is what /configz shows, anything that encodes as JSON.
 	Configz any
+	Packets Packets
 	// Conntrack is what the kernel's connection tracking is set to.
 	Conntrack conntrack.Settings
 	// StuckAfter is how long a change may wait before the node counts as
@@ -87,6 +89,8 @@ type agent struct {
 	store      *lb.Store
 	reconciler *reconciler.Reconciler
 	ender      *sockets.Ender
+	sweeper    *flows.Sweeper
+	devices    *devices // nil without a packet path
 	health     *health.Tracker
 	metrics    *metrics.Metrics
 	state      datapath.AgentState
@@ -100,14 +104,19 @@ type agent struct {
 	// kernel yet.
 	triggers map[lb.ServiceFamily][]time.Time
 
-	synced      synced
-	applied     bool // the first complete apply is in the kernel
-	fresh       bool // the kernel held nothing when we started
-	lastApply   time.Time
-	failing     map[lb.Name]string // what has been logged of it
-	ticket      uint64             // counts applies that deleted something
-	walkFailing bool
-	walks       bool // whether stale sockets can be found at all
+	synced       synced
+	applied      bool // the first complete apply is in the kernel
+	fresh        bool // the kernel held nothing when we started
+	lastApply    time.Time
+	failing      map[lb.Name]string // what has been logged of it
+	ticket       uint64             // counts applies that deleted something
+	walkFailing  bool
+	walks        bool // whether stale sockets can be found at all
+	bySockets    found
+	sweepFailing bool
+	sweeps       bool // whether there may be flows at all
+	byFlows      found
+	packets      PacketState // where there are no devices
 
 	repairEvery time.Duration
 
@@ -115,6 +124,7 @@ type agent struct {
 	events    chan reflector.Event
 	addresses chan []netip.Addr
 	reports   chan sockets.Report
+	sweepings chan flows.Report
 	asks      chan ask
 
 	running   sync.WaitGroup // everything that runs beside the agent's goroutine
@@ -140,6 +150,7 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	}
 	dp, err := datapath.Open(datapath.Config{
 		Root: cfg.BPFRoot, Sizes: cfg.Sizes, CgroupID: cgroup.ID, HostNetnsCookie: cookie,
+		PacketPath: cfg.Packets.On, SNATPorts: cfg.Packets.SNATPorts,
 	})
 	if err != nil {
 		return err
@@ -162,6 +173,9 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 		}
 	}
 	log.Info("hooks attached", logfield.Version(cfg.Version), logfield.Cgroup(cgroup.Path), logfield.Count(len(attach.Hooks())))
+	if err := a.openPackets(cfg.Packets); err != nil {
+		return err
+	}
 	return a.start(ctx, cfg)
 }
 
@@ -172,6 +186,16 @@ func (a *agent) start(ctx context.Context, cfg Config) error {
 	a.serve(ctx, cfg, ended)
 	if a.walks {
 		a.running.Go(func() { a.ender.Run(ctx) })
+	}
+	if a.sweeps {
+		a.running.Go(func() { a.sweeper.Run(ctx) })
+	}
+	if a.devices != nil {
+		a.running.Go(func() { a.devices.watch(ctx) })
+		a.running.Go(func() { a.devices.run(ctx) })
+		if !a.fresh {
+			a.devices.ready.give() // the tables serve already
+		}
 	}
 	a.running.Go(func() { watch(ctx, a.events, a.health) })
 	a.running.Go(func() { watchAddresses(ctx, a.addresses, a.log) })
@@ -221,6 +245,10 @@ func explainDatapath(dp *datapath.Datapath, log *zap.Logger) {
 		log.Warn("addresses of pods cannot be read on this kernel; where loadBalancerSourceRanges are set pods are not allowed",
 			logfield.Error(dp.NoClientAddress))
 	}
+	if dp.NoPacketPath != nil {
+		log.Warn("no packet path on this kernel; clients whose sockets cannot be seen, those on other machines above all, are not served",
+			logfield.Error(dp.NoPacketPath))
+	}
 }
 
 // findCgroup returns the cgroup to attach to, and says so when it is not the
@@ -255,6 +283,7 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		triggers:     map[lb.ServiceFamily][]time.Time{},
 		failing:      map[lb.Name]string{},
 		walks:        dp.NoIterators == nil,
+		sweeps:       true,
 		retry:        time.NewTimer(time.Hour),
 		retryAfter:   retryFirst,
 		repairEvery:  cfg.RepairEvery,
@@ -262,6 +291,7 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		addresses:    make(chan []netip.Addr),
 		asks:         make(chan ask),
 		reports:      make(chan sockets.Report, 1),
+		sweepings:    make(chan flows.Report, 1),
 	}
 	a.retry.Stop()
 	a.health.SetNodeEligible(cfg.NodeOptional)
@@ -270,6 +300,12 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 	a.ender = sockets.NewEnder(dp, func(r sockets.Report) {
 		select {
 		case a.reports <- r:
+		case <-ctx.Done():
+		}
+	})
+	a.sweeper = flows.NewSweeper(dp.Tables, cfg.Packets.Timeouts, func(r flows.Report) {
+		select {
+		case a.sweepings <- r:
 		case <-ctx.Done():
 		}
 	})
@@ -319,6 +355,8 @@ func (a *agent) run(ctx context.Context, ended <-chan error) error {
 			a.repair()
 		case r := <-a.reports:
 			a.walked(r)
+		case r := <-a.sweepings:
+			a.swept(r)
 		case q := <-a.asks:
 			q.answer <- a.explain(q)
 		}

@@ -33,6 +33,9 @@ func (a *agent) apply(start time.Time) {
 		a.finish(start, r, true)
 		a.healthPorts(all, true)
 		a.log.Info("synced", logfield.Writes(r.Writes+r.Deletes), logfield.Took(time.Since(a.state.Started)))
+		if a.devices != nil {
+			a.devices.ready.give()
+		}
 		if !a.broken(r) {
 			a.removeOtherLinks()
 		}
@@ -61,6 +64,11 @@ func (a *agent) removeOtherLinks() {
 	}
 	if len(removed) > 0 {
 		a.log.Info("took over from another version", logfield.Count(len(removed)))
+	}
+	if a.devices != nil {
+		a.devices.synced.give()
+	} else {
+		a.removeOtherPackets()
 	}
 }
 
@@ -160,6 +168,9 @@ func (a *agent) finish(start time.Time, r reconciler.Result, full bool) {
 	}
 	if r.Deletes > 0 || len(r.Answered) > 0 {
 		a.askWalk(r.Answered)
+	}
+	if r.Deletes > 0 && a.sweeps {
+		a.sweeper.Ask(a.ticket)
 	}
 	if err := a.datapath.SetAgentState(a.state); err != nil {
 		a.log.Warn("status cannot be updated", logfield.Error(err))

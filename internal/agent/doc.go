@@ -7,5 +7,8 @@
 //
 //	source ─ events ─▶ agent: lb.Store ─ lb.Delta ─▶ reconciler ─▶ datapath
 //	                     ▲                                            │
-//	                     └────────── reports ── sockets.Ender ◀───────┘
+//	                     └── reports ── sockets.Ender, flows.Sweeper ◀┘
+//
+// The devices of the packet path have a goroutine of their own, which attaches
+// programs and keeps them there: that takes time on a node with many pods.
 package agent

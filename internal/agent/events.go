@@ -84,7 +84,7 @@ func (a *agent) triggered(slice lb.Slice, at time.Time) {
 }
 
 func (a *agent) nodeSet(node lb.Node) {
-	a.store.SetNode(a.withNodeAddress(node))
+	a.setNode(node)
 	a.health.SetNodeEligible(node.Eligible)
 }
 
@@ -94,10 +94,18 @@ func (a *agent) nodeSet(node lb.Node) {
 func (a *agent) nodeGone() {
 	a.health.SetNodeEligible(a.nodeOptional)
 	if !a.synced.node {
-		a.store.SetNode(a.withNodeAddress(lb.Node{}))
+		a.setNode(lb.Node{})
 	}
 	if !a.nodeOptional {
 		a.log.Warn("the API server has no Node of this name (check --node-name, if it was not deleted)")
+	}
+}
+
+func (a *agent) setNode(node lb.Node) {
+	node = a.withNodeAddress(node)
+	a.store.SetNode(node)
+	if a.devices != nil {
+		a.devices.setAddresses(node.Addresses)
 	}
 }
 

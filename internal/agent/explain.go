@@ -93,6 +93,7 @@ func (a *agent) explain(q ask) answer {
 func (a *agent) listenForQuestions(ctx context.Context, path string) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /explain", a.answerExplain)
+	mux.HandleFunc("GET /packets", a.answerPackets)
 	log := a.log.With(logfield.Socket(path))
 	failing := false
 	for {
@@ -193,6 +194,20 @@ func (a *agent) answerExplain(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(got.explanation)
 }
 
+// packetState returns how the packet path is; it may be called from any goroutine.
+func (a *agent) packetState() PacketState {
+	if a.devices != nil {
+		return a.devices.State()
+	}
+	return a.packets
+}
+
+func (a *agent) answerPackets(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	// The client may be gone; there is nobody to tell.
+	_ = json.NewEncoder(w).Encode(a.packetState())
+}
+
 // ask reads the kernel's tables and puts the question to the agent's goroutine.
 func (a *agent) ask(ctx context.Context, q ask) (answer, error) {
 	var err error
@@ -256,27 +271,41 @@ func parseAsk(v url.Values) (ask, error) {
 // agent answers there, or what the agent has against the question.
 func AskExplain(ctx context.Context, socket string, q lb.Query, client netip.Addr) (lb.Explanation, error) {
 	var e lb.Explanation
+	err := askAgent(ctx, socket, "/explain?"+queryValues(q, client).Encode(), &e)
+	return e, err
+}
+
+// AskPackets asks the agent that listens on socket about its packet path. The error
+// is like that of AskExplain.
+func AskPackets(ctx context.Context, socket string) (PacketState, error) {
+	var s PacketState
+	err := askAgent(ctx, socket, "/packets", &s)
+	return s, err
+}
+
+// askAgent decodes what the agent answers.
+func askAgent(ctx context.Context, socket, path string, into any) error {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}
 	c := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 30 * time.Second}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/explain?"+queryValues(q, client).Encode(), nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
 	if err != nil {
-		return e, err
+		return err
 	}
 	response, err := c.Do(request)
 	if err != nil {
-		return e, askFailed(socket, err)
+		return askFailed(socket, err)
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(response.Body, 1024))
-		return e, errors.New(strings.TrimSpace(string(text)))
+		return errors.New(strings.TrimSpace(string(text)))
 	}
-	if err := json.NewDecoder(response.Body).Decode(&e); err != nil {
-		return e, fmt.Errorf("read the agent's answer: %w", err)
+	if err := json.NewDecoder(response.Body).Decode(into); err != nil {
+		return fmt.Errorf("read the agent's answer: %w", err)
 	}
-	return e, nil
+	return nil
 }
 
 func askFailed(socket string, err error) error {

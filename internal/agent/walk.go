@@ -20,7 +20,28 @@ func (a *agent) askWalk(answered []lb.FrontendKey) {
 	// What sockets remember cannot be seen, and it does not matter: for a
 	// datagram VIP, service and member must all agree, and whether a connected
 	// socket's backend has gone is what cannot be found out here anyway.
-	a.reconciler.FreeIDs(func(lb.ServiceID) bool { return false })
+	a.freeIDs()
+}
+
+// found is what a search has found to remember backends of services.
+type found struct {
+	ticket uint64                // of the question it answers
+	inUse  map[lb.ServiceID]bool // nil when that could not be found out
+}
+
+// freeIDs lets the IDs of services that are gone be used again, once neither
+// sockets nor flows remember them.
+func (a *agent) freeIDs() {
+	for _, search := range []struct {
+		done bool
+		found
+	}{{a.walks, a.bySockets}, {a.sweeps, a.byFlows}} {
+		// An ID that came to rest after the search began may be in use unseen.
+		if search.done && (search.inUse == nil || search.ticket != a.ticket) {
+			return
+		}
+	}
+	a.reconciler.FreeIDs(func(id lb.ServiceID) bool { return a.bySockets.inUse[id] || a.byFlows.inUse[id] })
 }
 
 // walked takes the result of a walk.
@@ -41,10 +62,8 @@ func (a *agent) walked(r sockets.Report) {
 		a.walkFailing = false
 		a.log.Info("looking for stale UDP sockets works again")
 	}
-	// An ID that came to rest after the walk began may be in use unseen.
-	if r.InUse != nil && r.Ticket == a.ticket {
-		a.reconciler.FreeIDs(func(id lb.ServiceID) bool { return r.InUse[id] })
-	}
+	a.bySockets = found{r.Ticket, r.InUse}
+	a.freeIDs()
 }
 
 // forgetAffinities deletes the entries of clients whose backend has left every

@@ -34,6 +34,7 @@ var ours = map[string][]string{
 	"internal/config":     {},
 	"internal/conntrack":  {},
 	"internal/sockets":    {"internal/lb", "internal/datapath"},
+	"internal/flows":      {"internal/lb", "internal/datapath"},
 	"internal/inspect":    {"internal/lb", "internal/datapath"},
 	"internal/health":     {"internal/lb", "internal/logfield"},
 	"internal/metrics":    {"internal/lb", "internal/logfield"},
@@ -43,6 +44,7 @@ var ours = map[string][]string{
 
 	"internal/testutil":              {all},
 	"internal/testutil/controlplane": {all},
+	"internal/testutil/packet":       {},
 }
 
 // libraries says who may import what lies outside the module; the other

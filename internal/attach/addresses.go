@@ -17,15 +17,8 @@ import (
 )
 
 const (
-	// settle is how long changes are gathered after the first of a burst, and
-	// the pause before a socket that failed is replaced.
-	settle = 50 * time.Millisecond
-	// relistInterval is how long a change can stay unseen of which the kernel
-	// told nobody.
-	relistInterval = 30 * time.Second
-	// listAttempts bounds how often a list is asked for again because
-	// addresses changed while the kernel wrote it.
-	listAttempts = 10
+	// addressSettle is how long changes are gathered after the first of a burst.
+	addressSettle = 50 * time.Millisecond
 	// ipvsDevice is where kube-proxy in IPVS mode puts the addresses of Services,
 	// and leaves them when it ends.
 	ipvsDevice = "kube-ipvs0"
@@ -66,91 +59,33 @@ type addressWatch struct {
 	relist    time.Duration // how long to wait for a message
 	report    func([]netip.Addr)
 
-	known bool         // something has been reported
-	last  []netip.Addr // what that was
+	listed []netip.Addr
+	known  bool         // something has been reported
+	last   []netip.Addr // what that was
 }
 
 func (w *addressWatch) run(ctx context.Context) error {
-	for ctx.Err() == nil {
-		// Subscribe first, then list: what changes in between is in the list, in
-		// the socket or in both.
-		socket, err := w.subscribe()
-		if err != nil {
-			return fmt.Errorf("subscribe to addresses: %w", err)
-		}
-		if err := w.follow(ctx, socket); err != nil {
-			return err
-		}
-		pause(ctx, settle)
+	f := follower{
+		what: "addresses", subscribe: w.subscribe, settle: addressSettle, relist: w.relist,
+		list: w.list, report: w.tell,
 	}
-	return nil
+	return f.run(ctx)
 }
 
-// follow lists the addresses, and again after every change, until the socket
-// fails or ctx ends, and closes the socket. Only a failed list is an error.
-func (w *addressWatch) follow(ctx context.Context, socket *nl.NetlinkSocket) error {
-	defer socket.Close()
-	defer context.AfterFunc(ctx, socket.Close)()
-	for {
-		if err := w.update(); err != nil {
-			return err
-		}
-		// An overrun (ENOBUFS) ends the socket too, although it could be read
-		// on: until its queue is empty the kernel drops messages without
-		// another error, so a list taken before that could miss a change.
-		if err := w.wait(socket); err != nil {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-	}
-}
-
-// wait returns nil when addresses have changed and settled, or when it is time
-// to list them anyway, and an error when the socket is of no more use.
-func (w *addressWatch) wait(socket *nl.NetlinkSocket) error {
-	changed, err := receive(socket, w.relist)
-	if err != nil || !changed {
-		return err
-	}
-	end := time.Now().Add(settle)
-	for left := settle; left > 0; left = time.Until(end) {
-		if _, err := receive(socket, left); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// receive tells whether a message arrived before the timeout. What it says does
-// not matter: the list has it.
-func receive(socket *nl.NetlinkSocket, timeout time.Duration) (bool, error) {
-	// Zero would be no timeout.
-	limit := unix.NsecToTimeval(max(timeout, time.Millisecond).Nanoseconds())
-	if err := socket.SetReceiveTimeout(&limit); err != nil {
-		return false, err
-	}
-	_, _, err := socket.Receive()
-	if errors.Is(err, unix.EAGAIN) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// update lists the addresses and reports them if they are not what was last
-// reported.
-func (w *addressWatch) update() error {
-	addrs, err := listAddresses()
-	if err != nil {
+func (w *addressWatch) list() (err error) {
+	if w.listed, err = listAddresses(); err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
-	if w.known && slices.Equal(addrs, w.last) {
-		return nil
-	}
-	w.known, w.last = true, addrs
-	w.report(addrs)
 	return nil
+}
+
+// tell reports what is listed if it is not what was last reported.
+func (w *addressWatch) tell() {
+	if w.known && slices.Equal(w.listed, w.last) {
+		return
+	}
+	w.known, w.last = true, w.listed
+	w.report(w.listed)
 }
 
 // subscribeAddresses returns a socket on which the kernel tells of every change
@@ -161,10 +96,12 @@ func subscribeAddresses() (*nl.NetlinkSocket, error) {
 
 // listAddresses returns the set that WatchAddresses describes.
 func listAddresses() ([]netip.Addr, error) {
-	services, found, err := listOnce()
-	for attempt := 1; errors.Is(err, netlink.ErrDumpInterrupted) && attempt < listAttempts; attempt++ {
+	var services int
+	var found []netlink.Addr
+	err := whole(func() (err error) {
 		services, found, err = listOnce()
-	}
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -205,14 +142,6 @@ func nodeAddress(a netlink.Addr) (addr netip.Addr, ok bool) {
 	// the node listen on them.
 	ok = ok && (addr.IsGlobalUnicast() || addr.Is4() && addr.IsLinkLocalUnicast())
 	return addr, ok
-}
-
-// pause waits, but not beyond the end of ctx.
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
 }
 
 // NetnsCookie returns the number by which BPF programs know the network

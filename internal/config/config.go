@@ -90,8 +90,9 @@ type Client struct {
 // LocalMode is a way to tell who is inside the cluster.
 type LocalMode string
 
-// The ways there are. Who is neither on the node nor in a pod of it counts as
-// outside, unless the rule in force says otherwise.
+// The ways there are. All but the first are ways to tell the pods of this node,
+// which Fairlead knows by their links: they are inside in any case. Who else is,
+// Inside says.
 const (
 	LocalModeClusterCIDR         LocalMode = "ClusterCIDR"         // sources in ClusterCIDRs
 	LocalModeNodeCIDR            LocalMode = "NodeCIDR"            // sources in the Node's spec.podCIDRs
@@ -111,9 +112,19 @@ type DetectLocal struct {
 	InterfaceNamePrefix string
 }
 
-// Conntrack holds what to set in net.netfilter of the node. A timeout of zero
-// leaves the kernel's value alone; the others are between a second and what the
-// kernel takes.
+// Inside returns whose packets are inside wherever they arrive: the cluster's
+// CIDRs in mode ClusterCIDR, and nobody's in the others, in which kube-proxy does
+// not look at them either.
+func (d DetectLocal) Inside() []netip.Prefix {
+	if d.Mode != LocalModeClusterCIDR {
+		return nil
+	}
+	return d.ClusterCIDRs
+}
+
+// Conntrack holds what to set in net.netfilter of the node, and how long flows of
+// the packet path last. A timeout of zero leaves the kernel's value, and that of
+// flows, alone; the others are between a second and what the kernel takes.
 type Conntrack struct {
 	// MaxPerCore and Min are not negative.
 	MaxPerCore int

@@ -191,6 +191,14 @@ func (p *parser) detectLocal(in *v1alpha1.KubeProxyConfiguration, c *DetectLocal
 		p.warn("detectLocalMode: %s is none of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix: %s is used",
 			quote(string(mode)), c.Mode)
 	}
+	switch c.Mode {
+	case LocalModeBridgeInterface:
+		p.warn("detectLocal.bridgeInterface: pods of this node are known by their links: what else comes in on %s is outside",
+			printable(c.BridgeInterface))
+	case LocalModeInterfaceNamePrefix:
+		p.warn("detectLocal.interfaceNamePrefix: pods of this node are known by their links: what else comes in on %s… is outside",
+			printable(c.InterfaceNamePrefix))
+	}
 }
 
 // conntrack reads the sysctls. A nil pointer is the default, zero the wish to

@@ -5,6 +5,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +91,20 @@ func TestValues(t *testing.T) {
 		{
 			name: "prefix of interfaces without one", text: "detectLocalMode: InterfaceNamePrefix",
 			warnings: []Warning{`detectLocal.interfaceNamePrefix: empty, where detectLocalMode needs it: ClusterCIDR is used`},
+		},
+		{
+			name: "a bridge that pods are behind", text: "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}",
+			change: func(c *Config) {
+				c.DetectLocal.Mode, c.DetectLocal.BridgeInterface = LocalModeBridgeInterface, "cni0"
+			},
+			warnings: []Warning{`detectLocal.bridgeInterface: pods of this node are known by their links: what else comes in on cni0 is outside`},
+		},
+		{
+			name: "names of pods' interfaces", text: "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: cali}",
+			change: func(c *Config) {
+				c.DetectLocal.Mode, c.DetectLocal.InterfaceNamePrefix = LocalModeInterfaceNamePrefix, "cali"
+			},
+			warnings: []Warning{`detectLocal.interfaceNamePrefix: pods of this node are known by their links: what else comes in on cali… is outside`},
 		},
 
 		{
@@ -244,5 +259,20 @@ func TestConntrackValues(t *testing.T) {
 			})
 			checkParsed(t, got, warnings, err, want, tt.warnings)
 		})
+	}
+}
+
+func TestWhoIsInsideWhereverTheyArrive(t *testing.T) {
+	const cidr = "clusterCIDR: 10.244.0.0/16\n"
+	for mode, want := range map[string][]netip.Prefix{
+		"":                             prefixes("10.244.0.0/16"),
+		"detectLocalMode: ClusterCIDR": prefixes("10.244.0.0/16"),
+		"detectLocalMode: NodeCIDR":    nil,
+		"detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}": nil,
+	} {
+		c, _, err := Parse([]byte(head + cidr + mode))
+		if got := c.DetectLocal.Inside(); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %v, %v; want %v", mode, got, err, want)
+		}
 	}
 }

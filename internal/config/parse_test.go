@@ -259,7 +259,7 @@ func TestEncodeSaysWhatWasRead(t *testing.T) {
 	for _, text := range []string{
 		"", "nodePortAddresses: [10.0.0.0/8]\nbindAddress: 192.0.2.1\nconntrack: {maxPerCore: 7, udpTimeout: 3s}",
 		"clusterCIDR: 10.0.0.0/8,fd00::/48\niptables: {localhostNodePorts: false, syncPeriod: 7s}\noomScoreAdj: 3",
-		"detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\nclientConnection: {kubeconfig: /k, qps: 3, burst: 9}",
+		"detectLocalMode: NodeCIDR\ndetectLocal: {bridgeInterface: cni0}\nclientConnection: {kubeconfig: /k, qps: 3, burst: 9}",
 		"featureGates: {AllowServiceExternalIPs: false}\nenableProfiling: true\nlogging: {format: json}",
 	} {
 		want, _, err := Parse([]byte(head + text))

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/fairlead-lb/fairlead/internal/lb"
 )
@@ -32,7 +31,7 @@ type AffinityEntry struct {
 // Affinities returns all entries in no order. Programs go on writing meanwhile;
 // it tells what was there at some time during the call.
 func (t *Tables) Affinities() ([]AffinityEntry, error) {
-	now, err := affinityClock()
+	now, err := programClock()
 	if err != nil {
 		return nil, err
 	}
@@ -43,21 +42,12 @@ func (t *Tables) Affinities() ([]AffinityEntry, error) {
 	return out, err
 }
 
-// affinityClock reads the clock of entries, that of bpf_ktime_get_ns, in seconds.
-func affinityClock() (uint32, error) {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return 0, fmt.Errorf("read the clock of affinity entries: %w", err)
-	}
-	return uint32(now.Sec), nil
-}
-
 // ForgetAffinities deletes the entries for which gone is true and returns how
 // many it has deleted. gone is asked again about an entry that a client has
 // changed meanwhile: it connects all the time, and most of all when its backend
 // has gone.
 func (d *Datapath) ForgetAffinities(gone func(AffinityEntry) bool) (n int, err error) {
-	now, err := affinityClock()
+	now, err := programClock()
 	if err != nil {
 		return 0, err
 	}

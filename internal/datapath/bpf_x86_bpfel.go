@@ -90,6 +90,50 @@ const (
 	bpfCounterCOUNTER_AFFINITY_NEW           bpfCounter = 26
 	bpfCounterCOUNTER_AFFINITY_LOST          bpfCounter = 27
 	bpfCounterCOUNTER_CLIENT_UNKNOWN         bpfCounter = 28
+	bpfCounterCOUNTER_PACKET_PASS            bpfCounter = 29
+	bpfCounterCOUNTER_PACKET_TRANSLATE       bpfCounter = 30
+	bpfCounterCOUNTER_PACKET_NO_BACKEND      bpfCounter = 31
+	bpfCounterCOUNTER_PACKET_NO_PORT         bpfCounter = 32
+	bpfCounterCOUNTER_PACKET_NO_LOCAL        bpfCounter = 33
+	bpfCounterCOUNTER_PACKET_DENIED          bpfCounter = 34
+	bpfCounterCOUNTER_PACKET_NO_SERVICE      bpfCounter = 35
+	bpfCounterCOUNTER_FLOW_REQUEST           bpfCounter = 36
+	bpfCounterCOUNTER_FLOW_ANSWER            bpfCounter = 37
+	bpfCounterCOUNTER_FLOW_ERROR             bpfCounter = 38
+	bpfCounterCOUNTER_FLOW_REDIRECT          bpfCounter = 39
+	bpfCounterCOUNTER_FLOW_MOVED             bpfCounter = 40
+	bpfCounterCOUNTER_FLOW_CONFLICT          bpfCounter = 41
+	bpfCounterCOUNTER_FLOW_RESTORED          bpfCounter = 42
+	bpfCounterCOUNTER_SNAT_NEW               bpfCounter = 43
+	bpfCounterCOUNTER_SNAT_COLLISION         bpfCounter = 44
+	bpfCounterCOUNTER_REPLY_REFUSED          bpfCounter = 45
+	bpfCounterCOUNTER_REPLY_TTL              bpfCounter = 46
+	bpfCounterCOUNTER_REPLY_TOO_BIG          bpfCounter = 47
+	bpfCounterCOUNTER_REPLY_LIMITED          bpfCounter = 48
+	bpfCounterCOUNTER_DROP_FLOWS_FULL        bpfCounter = 49
+	bpfCounterCOUNTER_DROP_SNAT_EXHAUSTED    bpfCounter = 50
+	bpfCounterCOUNTER_DROP_CONFLICT          bpfCounter = 51
+	bpfCounterCOUNTER_DROP_NO_ROUTE          bpfCounter = 52
+	bpfCounterCOUNTER_DROP_TTL               bpfCounter = 53
+	bpfCounterCOUNTER_DROP_TOO_BIG           bpfCounter = 54
+	bpfCounterCOUNTER_DROP_FRAGMENT          bpfCounter = 55
+	bpfCounterCOUNTER_DROP_MALFORMED         bpfCounter = 56
+)
+
+type bpfDevice struct {
+	_         structs.HostLayout
+	Flags     uint32
+	L3Ifindex uint32
+	Source4   bpfAddr
+	Source6   bpfAddr
+	Mac       [6]uint8
+	Pad       [2]uint8
+}
+
+type bpfDeviceFlag uint32
+
+const (
+	bpfDeviceFlagDEVICE_POD bpfDeviceFlag = 1
 )
 
 type bpfEmptyRange uint32
@@ -133,6 +177,72 @@ type bpfExportedTypes struct {
 	ServiceOption uint64
 	MemberUse     uint32
 	NodeAddress   uint32
+	FlowFlag      uint32
+	FlowState     uint32
+	DeviceFlag    uint32
+	_             [4]byte
+}
+
+type bpfFlow struct {
+	_          structs.HostLayout
+	Src        bpfAddr
+	Dst        bpfAddr
+	Sport      uint16
+	Dport      uint16
+	ServiceId  uint32
+	Generation uint32
+	Ifindex    uint32
+	LastSec    uint32
+	State      uint32
+	Flags      uint32
+	ClientMac  [6]uint8
+	NodeMac    [6]uint8
+}
+
+type bpfFlowFlag uint32
+
+const (
+	bpfFlowFlagFLOW_ANSWER   bpfFlowFlag = 1
+	bpfFlowFlagFLOW_REDIRECT bpfFlowFlag = 2
+	bpfFlowFlagFLOW_NODE     bpfFlowFlag = 4
+	bpfFlowFlagFLOW_SNAT     bpfFlowFlag = 8
+	bpfFlowFlagFLOW_NO_L2    bpfFlowFlag = 16
+	bpfFlowFlagFLOW_OUTSIDE  bpfFlowFlag = 32
+)
+
+type bpfFlowKey struct {
+	_     structs.HostLayout
+	Src   bpfAddr
+	Dst   bpfAddr
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type bpfFlowState uint32
+
+const (
+	bpfFlowStateFLOW_ANSWERED       bpfFlowState = 1
+	bpfFlowStateFLOW_ESTABLISHED    bpfFlowState = 2
+	bpfFlowStateFLOW_CLIENT_CLOSED  bpfFlowState = 4
+	bpfFlowStateFLOW_BACKEND_CLOSED bpfFlowState = 8
+	bpfFlowStateFLOW_RESET          bpfFlowState = 16
+)
+
+type bpfFragment struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+}
+
+type bpfFragmentKey struct {
+	_     structs.HostLayout
+	Src   bpfAddr
+	Dst   bpfAddr
+	Id    uint32
+	Proto uint8
+	Pad   [3]uint8
 }
 
 type bpfFrontend struct {
@@ -249,6 +359,12 @@ type bpfProblem struct {
 	Text [256]uint8
 }
 
+type bpfReplyBucket struct {
+	_        structs.HostLayout
+	FilledNs uint64
+	Tokens   uint64
+}
+
 type bpfService struct {
 	_       structs.HostLayout
 	Range   [3]uint64
@@ -334,8 +450,14 @@ const (
 	bpfMapAffinity          = "affinity"
 	bpfMapAgent             = "agent"
 	bpfMapAnswered          = "answered"
+	bpfMapClusterCidrs      = "cluster_cidrs"
 	bpfMapControl           = "control"
 	bpfMapCounters          = "counters"
+	bpfMapDevices           = "devices"
+	bpfMapFlowGate          = "flow_gate"
+	bpfMapFlows             = "flows"
+	bpfMapFragments         = "fragments"
+	bpfMapFrontendGate      = "frontend_gate"
 	bpfMapFrontends         = "frontends"
 	bpfMapMembers           = "members"
 	bpfMapNames             = "names"
@@ -343,11 +465,14 @@ const (
 	bpfMapOrigins           = "origins"
 	bpfMapOriginsOverflow   = "origins_overflow"
 	bpfMapPeers             = "peers"
+	bpfMapPods              = "pods"
 	bpfMapProblems          = "problems"
+	bpfMapReplyBuckets      = "reply_buckets"
 	bpfMapServiceCidrs      = "service_cidrs"
 	bpfMapServices          = "services"
 	bpfMapSlots             = "slots"
 	bpfMapSourceRanges      = "source_ranges"
+	bpfMapWork              = "work"
 	bpfProgIterOrigins      = "iter_origins"
 	bpfProgIterUdp          = "iter_udp"
 	bpfProgSockConnect4     = "sock_connect4"
@@ -358,10 +483,19 @@ const (
 	bpfProgSockRecvmsg6     = "sock_recvmsg6"
 	bpfProgSockSendmsg4     = "sock_sendmsg4"
 	bpfProgSockSendmsg6     = "sock_sendmsg6"
+	bpfProgTcEgress         = "tc_egress"
+	bpfProgTcEgressL3       = "tc_egress_l3"
+	bpfProgTcIngress        = "tc_ingress"
+	bpfProgTcIngressL3      = "tc_ingress_l3"
 	bpfVarCgroupId          = "cgroup_id"
 	bpfVarExportedTypes     = "exported_types"
+	bpfVarHasConntrack      = "has_conntrack"
 	bpfVarHostNetnsCookie   = "host_netns_cookie"
 	bpfVarPeersMask         = "peers_mask"
+	bpfVarReplyBurst        = "reply_burst"
+	bpfVarReplyRate         = "reply_rate"
+	bpfVarSnatPortFirst     = "snat_port_first"
+	bpfVarSnatPortLast      = "snat_port_last"
 	bpfVarUdpIdleSec        = "udp_idle_sec"
 )
 
@@ -417,6 +551,10 @@ type bpfProgramSpecs struct {
 	SockRecvmsg6     *ebpf.ProgramSpec `ebpf:"sock_recvmsg6"`
 	SockSendmsg4     *ebpf.ProgramSpec `ebpf:"sock_sendmsg4"`
 	SockSendmsg6     *ebpf.ProgramSpec `ebpf:"sock_sendmsg6"`
+	TcEgress         *ebpf.ProgramSpec `ebpf:"tc_egress"`
+	TcEgressL3       *ebpf.ProgramSpec `ebpf:"tc_egress_l3"`
+	TcIngress        *ebpf.ProgramSpec `ebpf:"tc_ingress"`
+	TcIngressL3      *ebpf.ProgramSpec `ebpf:"tc_ingress_l3"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
@@ -426,8 +564,14 @@ type bpfMapSpecs struct {
 	Affinity        *ebpf.MapSpec `ebpf:"affinity"`
 	Agent           *ebpf.MapSpec `ebpf:"agent"`
 	Answered        *ebpf.MapSpec `ebpf:"answered"`
+	ClusterCidrs    *ebpf.MapSpec `ebpf:"cluster_cidrs"`
 	Control         *ebpf.MapSpec `ebpf:"control"`
 	Counters        *ebpf.MapSpec `ebpf:"counters"`
+	Devices         *ebpf.MapSpec `ebpf:"devices"`
+	FlowGate        *ebpf.MapSpec `ebpf:"flow_gate"`
+	Flows           *ebpf.MapSpec `ebpf:"flows"`
+	Fragments       *ebpf.MapSpec `ebpf:"fragments"`
+	FrontendGate    *ebpf.MapSpec `ebpf:"frontend_gate"`
 	Frontends       *ebpf.MapSpec `ebpf:"frontends"`
 	Members         *ebpf.MapSpec `ebpf:"members"`
 	Names           *ebpf.MapSpec `ebpf:"names"`
@@ -435,11 +579,14 @@ type bpfMapSpecs struct {
 	Origins         *ebpf.MapSpec `ebpf:"origins"`
 	OriginsOverflow *ebpf.MapSpec `ebpf:"origins_overflow"`
 	Peers           *ebpf.MapSpec `ebpf:"peers"`
+	Pods            *ebpf.MapSpec `ebpf:"pods"`
 	Problems        *ebpf.MapSpec `ebpf:"problems"`
+	ReplyBuckets    *ebpf.MapSpec `ebpf:"reply_buckets"`
 	ServiceCidrs    *ebpf.MapSpec `ebpf:"service_cidrs"`
 	Services        *ebpf.MapSpec `ebpf:"services"`
 	Slots           *ebpf.MapSpec `ebpf:"slots"`
 	SourceRanges    *ebpf.MapSpec `ebpf:"source_ranges"`
+	Work            *ebpf.MapSpec `ebpf:"work"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -448,8 +595,13 @@ type bpfMapSpecs struct {
 type bpfVariableSpecs struct {
 	CgroupId        *ebpf.VariableSpec `ebpf:"cgroup_id"`
 	ExportedTypes   *ebpf.VariableSpec `ebpf:"exported_types"`
+	HasConntrack    *ebpf.VariableSpec `ebpf:"has_conntrack"`
 	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
 	PeersMask       *ebpf.VariableSpec `ebpf:"peers_mask"`
+	ReplyBurst      *ebpf.VariableSpec `ebpf:"reply_burst"`
+	ReplyRate       *ebpf.VariableSpec `ebpf:"reply_rate"`
+	SnatPortFirst   *ebpf.VariableSpec `ebpf:"snat_port_first"`
+	SnatPortLast    *ebpf.VariableSpec `ebpf:"snat_port_last"`
 	UdpIdleSec      *ebpf.VariableSpec `ebpf:"udp_idle_sec"`
 }
 
@@ -476,8 +628,14 @@ type bpfMaps struct {
 	Affinity        *ebpf.Map `ebpf:"affinity"`
 	Agent           *ebpf.Map `ebpf:"agent"`
 	Answered        *ebpf.Map `ebpf:"answered"`
+	ClusterCidrs    *ebpf.Map `ebpf:"cluster_cidrs"`
 	Control         *ebpf.Map `ebpf:"control"`
 	Counters        *ebpf.Map `ebpf:"counters"`
+	Devices         *ebpf.Map `ebpf:"devices"`
+	FlowGate        *ebpf.Map `ebpf:"flow_gate"`
+	Flows           *ebpf.Map `ebpf:"flows"`
+	Fragments       *ebpf.Map `ebpf:"fragments"`
+	FrontendGate    *ebpf.Map `ebpf:"frontend_gate"`
 	Frontends       *ebpf.Map `ebpf:"frontends"`
 	Members         *ebpf.Map `ebpf:"members"`
 	Names           *ebpf.Map `ebpf:"names"`
@@ -485,11 +643,14 @@ type bpfMaps struct {
 	Origins         *ebpf.Map `ebpf:"origins"`
 	OriginsOverflow *ebpf.Map `ebpf:"origins_overflow"`
 	Peers           *ebpf.Map `ebpf:"peers"`
+	Pods            *ebpf.Map `ebpf:"pods"`
 	Problems        *ebpf.Map `ebpf:"problems"`
+	ReplyBuckets    *ebpf.Map `ebpf:"reply_buckets"`
 	ServiceCidrs    *ebpf.Map `ebpf:"service_cidrs"`
 	Services        *ebpf.Map `ebpf:"services"`
 	Slots           *ebpf.Map `ebpf:"slots"`
 	SourceRanges    *ebpf.Map `ebpf:"source_ranges"`
+	Work            *ebpf.Map `ebpf:"work"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -497,8 +658,14 @@ func (m *bpfMaps) Close() error {
 		m.Affinity,
 		m.Agent,
 		m.Answered,
+		m.ClusterCidrs,
 		m.Control,
 		m.Counters,
+		m.Devices,
+		m.FlowGate,
+		m.Flows,
+		m.Fragments,
+		m.FrontendGate,
 		m.Frontends,
 		m.Members,
 		m.Names,
@@ -506,11 +673,14 @@ func (m *bpfMaps) Close() error {
 		m.Origins,
 		m.OriginsOverflow,
 		m.Peers,
+		m.Pods,
 		m.Problems,
+		m.ReplyBuckets,
 		m.ServiceCidrs,
 		m.Services,
 		m.Slots,
 		m.SourceRanges,
+		m.Work,
 	)
 }
 
@@ -520,8 +690,13 @@ func (m *bpfMaps) Close() error {
 type bpfVariables struct {
 	CgroupId        *ebpf.Variable `ebpf:"cgroup_id"`
 	ExportedTypes   *ebpf.Variable `ebpf:"exported_types"`
+	HasConntrack    *ebpf.Variable `ebpf:"has_conntrack"`
 	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
 	PeersMask       *ebpf.Variable `ebpf:"peers_mask"`
+	ReplyBurst      *ebpf.Variable `ebpf:"reply_burst"`
+	ReplyRate       *ebpf.Variable `ebpf:"reply_rate"`
+	SnatPortFirst   *ebpf.Variable `ebpf:"snat_port_first"`
+	SnatPortLast    *ebpf.Variable `ebpf:"snat_port_last"`
 	UdpIdleSec      *ebpf.Variable `ebpf:"udp_idle_sec"`
 }
 
@@ -539,6 +714,10 @@ type bpfPrograms struct {
 	SockRecvmsg6     *ebpf.Program `ebpf:"sock_recvmsg6"`
 	SockSendmsg4     *ebpf.Program `ebpf:"sock_sendmsg4"`
 	SockSendmsg6     *ebpf.Program `ebpf:"sock_sendmsg6"`
+	TcEgress         *ebpf.Program `ebpf:"tc_egress"`
+	TcEgressL3       *ebpf.Program `ebpf:"tc_egress_l3"`
+	TcIngress        *ebpf.Program `ebpf:"tc_ingress"`
+	TcIngressL3      *ebpf.Program `ebpf:"tc_ingress_l3"`
 }
 
 func (p *bpfPrograms) Close() error {
@@ -553,6 +732,10 @@ func (p *bpfPrograms) Close() error {
 		p.SockRecvmsg6,
 		p.SockSendmsg4,
 		p.SockSendmsg6,
+		p.TcEgress,
+		p.TcEgressL3,
+		p.TcIngress,
+		p.TcIngressL3,
 	)
 }
 

@@ -95,6 +95,57 @@ type bpftestControl struct {
 	Pad        uint32
 }
 
+type bpftestDevice struct {
+	_         structs.HostLayout
+	Flags     uint32
+	L3Ifindex uint32
+	Source4   bpftestAddr
+	Source6   bpftestAddr
+	Mac       [6]uint8
+	Pad       [2]uint8
+}
+
+type bpftestFlow struct {
+	_          structs.HostLayout
+	Src        bpftestAddr
+	Dst        bpftestAddr
+	Sport      uint16
+	Dport      uint16
+	ServiceId  uint32
+	Generation uint32
+	Ifindex    uint32
+	LastSec    uint32
+	State      uint32
+	Flags      uint32
+	ClientMac  [6]uint8
+	NodeMac    [6]uint8
+}
+
+type bpftestFlowKey struct {
+	_     structs.HostLayout
+	Src   bpftestAddr
+	Dst   bpftestAddr
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type bpftestFragment struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+}
+
+type bpftestFragmentKey struct {
+	_     structs.HostLayout
+	Src   bpftestAddr
+	Dst   bpftestAddr
+	Id    uint32
+	Proto uint8
+	Pad   [3]uint8
+}
+
 type bpftestFrontend struct {
 	_         structs.HostLayout
 	ServiceId uint32
@@ -107,6 +158,15 @@ type bpftestFrontendKey struct {
 	Port  uint16
 	Proto uint8
 	Pad   [5]uint8
+}
+
+type bpftestGateIo struct {
+	_     structs.HostLayout
+	Req   bpftestRequest
+	Addr  uint32
+	Port  uint32
+	Block uint32
+	Open  uint32
 }
 
 type bpftestLookupIo struct {
@@ -223,13 +283,19 @@ type bpftestProblem struct {
 	Text [256]uint8
 }
 
+type bpftestReplyBucket struct {
+	_        structs.HostLayout
+	FilledNs uint64
+	Tokens   uint64
+}
+
 type bpftestRequest struct {
-	_     structs.HostLayout
-	Addr  bpftestAddr
-	Port  uint16
-	Proto uint8
-	Pad   uint8
-	_     [4]byte
+	_       structs.HostLayout
+	Addr    bpftestAddr
+	Port    uint16
+	Proto   uint8
+	Outside uint8
+	_       [4]byte
 }
 
 type bpftestService struct {
@@ -307,10 +373,10 @@ type bpftestTestTypes struct {
 				_ structs.HostLayout
 				B [16]uint8
 			}
-			Port  uint16
-			Proto uint8
-			Pad   uint8
-			_     [4]byte
+			Port    uint16
+			Proto   uint8
+			Outside uint8
+			_       [4]byte
 		}
 		Verdict uint32
 		_       [4]byte
@@ -337,6 +403,24 @@ type bpftestTestTypes struct {
 			_    [4]byte
 		}
 	}
+	GateIo struct {
+		_   structs.HostLayout
+		Req struct {
+			_    structs.HostLayout
+			Addr struct {
+				_ structs.HostLayout
+				B [16]uint8
+			}
+			Port    uint16
+			Proto   uint8
+			Outside uint8
+			_       [4]byte
+		}
+		Addr  uint32
+		Port  uint32
+		Block uint32
+		Open  uint32
+	}
 	SpreadIo struct {
 		_     structs.HostLayout
 		Count uint32
@@ -353,10 +437,10 @@ type bpftestTestTypes struct {
 				_ structs.HostLayout
 				B [16]uint8
 			}
-			Port  uint16
-			Proto uint8
-			Pad   uint8
-			_     [4]byte
+			Port    uint16
+			Proto   uint8
+			Outside uint8
+			_       [4]byte
 		}
 		Choice struct {
 			_    structs.HostLayout
@@ -383,10 +467,10 @@ type bpftestTestTypes struct {
 				_ structs.HostLayout
 				B [16]uint8
 			}
-			Port  uint16
-			Proto uint8
-			Pad   uint8
-			_     [4]byte
+			Port    uint16
+			Proto   uint8
+			Outside uint8
+			_       [4]byte
 		}
 		Choice struct {
 			_    structs.HostLayout
@@ -523,8 +607,14 @@ const (
 	bpftestMapAffinity        = "affinity"
 	bpftestMapAgent           = "agent"
 	bpftestMapAnswered        = "answered"
+	bpftestMapClusterCidrs    = "cluster_cidrs"
 	bpftestMapControl         = "control"
 	bpftestMapCounters        = "counters"
+	bpftestMapDevices         = "devices"
+	bpftestMapFlowGate        = "flow_gate"
+	bpftestMapFlows           = "flows"
+	bpftestMapFragments       = "fragments"
+	bpftestMapFrontendGate    = "frontend_gate"
 	bpftestMapFrontends       = "frontends"
 	bpftestMapMembers         = "members"
 	bpftestMapNames           = "names"
@@ -533,7 +623,9 @@ const (
 	bpftestMapOrigins         = "origins"
 	bpftestMapOriginsOverflow = "origins_overflow"
 	bpftestMapPeers           = "peers"
+	bpftestMapPods            = "pods"
 	bpftestMapProblems        = "problems"
+	bpftestMapReplyBuckets    = "reply_buckets"
 	bpftestMapServiceCidrs    = "service_cidrs"
 	bpftestMapServices        = "services"
 	bpftestMapSlots           = "slots"
@@ -542,14 +634,20 @@ const (
 	bpftestMapStressResults   = "stress_results"
 	bpftestProgTestAffinity   = "test_affinity"
 	bpftestProgTestClient     = "test_client"
+	bpftestProgTestGate       = "test_gate"
 	bpftestProgTestLookup     = "test_lookup"
 	bpftestProgTestOrigin     = "test_origin"
 	bpftestProgTestPeer       = "test_peer"
 	bpftestProgTestSpread     = "test_spread"
 	bpftestProgTestStress     = "test_stress"
 	bpftestVarCgroupId        = "cgroup_id"
+	bpftestVarHasConntrack    = "has_conntrack"
 	bpftestVarHostNetnsCookie = "host_netns_cookie"
 	bpftestVarPeersMask       = "peers_mask"
+	bpftestVarReplyBurst      = "reply_burst"
+	bpftestVarReplyRate       = "reply_rate"
+	bpftestVarSnatPortFirst   = "snat_port_first"
+	bpftestVarSnatPortLast    = "snat_port_last"
 	bpftestVarStressStable    = "stress_stable"
 	bpftestVarStressTotal     = "stress_total"
 	bpftestVarTestTypes       = "test_types"
@@ -600,6 +698,7 @@ type bpftestSpecs struct {
 type bpftestProgramSpecs struct {
 	TestAffinity *ebpf.ProgramSpec `ebpf:"test_affinity"`
 	TestClient   *ebpf.ProgramSpec `ebpf:"test_client"`
+	TestGate     *ebpf.ProgramSpec `ebpf:"test_gate"`
 	TestLookup   *ebpf.ProgramSpec `ebpf:"test_lookup"`
 	TestOrigin   *ebpf.ProgramSpec `ebpf:"test_origin"`
 	TestPeer     *ebpf.ProgramSpec `ebpf:"test_peer"`
@@ -614,8 +713,14 @@ type bpftestMapSpecs struct {
 	Affinity        *ebpf.MapSpec `ebpf:"affinity"`
 	Agent           *ebpf.MapSpec `ebpf:"agent"`
 	Answered        *ebpf.MapSpec `ebpf:"answered"`
+	ClusterCidrs    *ebpf.MapSpec `ebpf:"cluster_cidrs"`
 	Control         *ebpf.MapSpec `ebpf:"control"`
 	Counters        *ebpf.MapSpec `ebpf:"counters"`
+	Devices         *ebpf.MapSpec `ebpf:"devices"`
+	FlowGate        *ebpf.MapSpec `ebpf:"flow_gate"`
+	Flows           *ebpf.MapSpec `ebpf:"flows"`
+	Fragments       *ebpf.MapSpec `ebpf:"fragments"`
+	FrontendGate    *ebpf.MapSpec `ebpf:"frontend_gate"`
 	Frontends       *ebpf.MapSpec `ebpf:"frontends"`
 	Members         *ebpf.MapSpec `ebpf:"members"`
 	Names           *ebpf.MapSpec `ebpf:"names"`
@@ -624,7 +729,9 @@ type bpftestMapSpecs struct {
 	Origins         *ebpf.MapSpec `ebpf:"origins"`
 	OriginsOverflow *ebpf.MapSpec `ebpf:"origins_overflow"`
 	Peers           *ebpf.MapSpec `ebpf:"peers"`
+	Pods            *ebpf.MapSpec `ebpf:"pods"`
 	Problems        *ebpf.MapSpec `ebpf:"problems"`
+	ReplyBuckets    *ebpf.MapSpec `ebpf:"reply_buckets"`
 	ServiceCidrs    *ebpf.MapSpec `ebpf:"service_cidrs"`
 	Services        *ebpf.MapSpec `ebpf:"services"`
 	Slots           *ebpf.MapSpec `ebpf:"slots"`
@@ -638,8 +745,13 @@ type bpftestMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpftestVariableSpecs struct {
 	CgroupId        *ebpf.VariableSpec `ebpf:"cgroup_id"`
+	HasConntrack    *ebpf.VariableSpec `ebpf:"has_conntrack"`
 	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
 	PeersMask       *ebpf.VariableSpec `ebpf:"peers_mask"`
+	ReplyBurst      *ebpf.VariableSpec `ebpf:"reply_burst"`
+	ReplyRate       *ebpf.VariableSpec `ebpf:"reply_rate"`
+	SnatPortFirst   *ebpf.VariableSpec `ebpf:"snat_port_first"`
+	SnatPortLast    *ebpf.VariableSpec `ebpf:"snat_port_last"`
 	StressStable    *ebpf.VariableSpec `ebpf:"stress_stable"`
 	StressTotal     *ebpf.VariableSpec `ebpf:"stress_total"`
 	TestTypes       *ebpf.VariableSpec `ebpf:"test_types"`
@@ -669,8 +781,14 @@ type bpftestMaps struct {
 	Affinity        *ebpf.Map `ebpf:"affinity"`
 	Agent           *ebpf.Map `ebpf:"agent"`
 	Answered        *ebpf.Map `ebpf:"answered"`
+	ClusterCidrs    *ebpf.Map `ebpf:"cluster_cidrs"`
 	Control         *ebpf.Map `ebpf:"control"`
 	Counters        *ebpf.Map `ebpf:"counters"`
+	Devices         *ebpf.Map `ebpf:"devices"`
+	FlowGate        *ebpf.Map `ebpf:"flow_gate"`
+	Flows           *ebpf.Map `ebpf:"flows"`
+	Fragments       *ebpf.Map `ebpf:"fragments"`
+	FrontendGate    *ebpf.Map `ebpf:"frontend_gate"`
 	Frontends       *ebpf.Map `ebpf:"frontends"`
 	Members         *ebpf.Map `ebpf:"members"`
 	Names           *ebpf.Map `ebpf:"names"`
@@ -679,7 +797,9 @@ type bpftestMaps struct {
 	Origins         *ebpf.Map `ebpf:"origins"`
 	OriginsOverflow *ebpf.Map `ebpf:"origins_overflow"`
 	Peers           *ebpf.Map `ebpf:"peers"`
+	Pods            *ebpf.Map `ebpf:"pods"`
 	Problems        *ebpf.Map `ebpf:"problems"`
+	ReplyBuckets    *ebpf.Map `ebpf:"reply_buckets"`
 	ServiceCidrs    *ebpf.Map `ebpf:"service_cidrs"`
 	Services        *ebpf.Map `ebpf:"services"`
 	Slots           *ebpf.Map `ebpf:"slots"`
@@ -693,8 +813,14 @@ func (m *bpftestMaps) Close() error {
 		m.Affinity,
 		m.Agent,
 		m.Answered,
+		m.ClusterCidrs,
 		m.Control,
 		m.Counters,
+		m.Devices,
+		m.FlowGate,
+		m.Flows,
+		m.Fragments,
+		m.FrontendGate,
 		m.Frontends,
 		m.Members,
 		m.Names,
@@ -703,7 +829,9 @@ func (m *bpftestMaps) Close() error {
 		m.Origins,
 		m.OriginsOverflow,
 		m.Peers,
+		m.Pods,
 		m.Problems,
+		m.ReplyBuckets,
 		m.ServiceCidrs,
 		m.Services,
 		m.Slots,
@@ -718,8 +846,13 @@ func (m *bpftestMaps) Close() error {
 // It can be passed to loadBpftestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpftestVariables struct {
 	CgroupId        *ebpf.Variable `ebpf:"cgroup_id"`
+	HasConntrack    *ebpf.Variable `ebpf:"has_conntrack"`
 	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
 	PeersMask       *ebpf.Variable `ebpf:"peers_mask"`
+	ReplyBurst      *ebpf.Variable `ebpf:"reply_burst"`
+	ReplyRate       *ebpf.Variable `ebpf:"reply_rate"`
+	SnatPortFirst   *ebpf.Variable `ebpf:"snat_port_first"`
+	SnatPortLast    *ebpf.Variable `ebpf:"snat_port_last"`
 	StressStable    *ebpf.Variable `ebpf:"stress_stable"`
 	StressTotal     *ebpf.Variable `ebpf:"stress_total"`
 	TestTypes       *ebpf.Variable `ebpf:"test_types"`
@@ -732,6 +865,7 @@ type bpftestVariables struct {
 type bpftestPrograms struct {
 	TestAffinity *ebpf.Program `ebpf:"test_affinity"`
 	TestClient   *ebpf.Program `ebpf:"test_client"`
+	TestGate     *ebpf.Program `ebpf:"test_gate"`
 	TestLookup   *ebpf.Program `ebpf:"test_lookup"`
 	TestOrigin   *ebpf.Program `ebpf:"test_origin"`
 	TestPeer     *ebpf.Program `ebpf:"test_peer"`
@@ -743,6 +877,7 @@ func (p *bpftestPrograms) Close() error {
 	return _BpftestClose(
 		p.TestAffinity,
 		p.TestClient,
+		p.TestGate,
 		p.TestLookup,
 		p.TestOrigin,
 		p.TestPeer,

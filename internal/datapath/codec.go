@@ -177,6 +177,110 @@ func decodeAffinity(k *bpfAffinityKey, v *bpfAffinity, nowSec uint32) AffinityEn
 	return e
 }
 
+func encodeDevice(d Device) bpfDevice {
+	row := bpfDevice{L3Ifindex: d.L3Index, Mac: d.MAC}
+	if d.Pod {
+		row.Flags |= uint32(bpfDeviceFlagDEVICE_POD)
+	}
+	if d.Source4.IsValid() {
+		row.Source4 = encodeAddr(d.Source4)
+	}
+	if d.Source6.IsValid() {
+		row.Source6 = encodeAddr(d.Source6)
+	}
+	return row
+}
+
+func decodeDevice(index uint32, row *bpfDevice) Device {
+	d := Device{
+		Index: index, L3Index: row.L3Ifindex, MAC: row.Mac,
+		Pod: row.Flags&uint32(bpfDeviceFlagDEVICE_POD) != 0,
+	}
+	if row.Source4 != (bpfAddr{}) {
+		d.Source4 = decodeAddr(row.Source4)
+	}
+	if row.Source6 != (bpfAddr{}) {
+		d.Source6 = decodeAddr(row.Source6)
+	}
+	return d
+}
+
+func decodeEnd(a bpfAddr, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(decodeAddr(a), networkPort(port))
+}
+
+// encodeFlowKeys returns the keys of a flow's two entries.
+func encodeFlowKeys(f *Flow) (requests, answers bpfFlowKey) {
+	requests = bpfFlowKey{
+		Src: encodeAddr(f.Client.Addr()), Sport: networkPort(f.Client.Port()),
+		Dst: encodeAddr(f.VIP.Addr()), Dport: networkPort(f.VIP.Port()),
+		Proto: uint8(f.Protocol),
+	}
+	answers = bpfFlowKey{
+		Src: encodeAddr(f.Backend.Addr()), Sport: networkPort(f.Backend.Port()),
+		Dst: encodeAddr(f.Source.Addr()), Dport: networkPort(f.Source.Port()),
+		Proto: uint8(f.Protocol),
+	}
+	return requests, answers
+}
+
+// flowFlags are the bits behind the fields of a Flow.
+func flowFlags(f *Flow) (flags uint32) {
+	for _, b := range []struct {
+		is   bool
+		flag bpfFlowFlag
+	}{
+		{f.Node, bpfFlowFlagFLOW_NODE}, {f.Redirect, bpfFlowFlagFLOW_REDIRECT},
+		{f.SNAT, bpfFlowFlagFLOW_SNAT}, {f.Outside, bpfFlowFlagFLOW_OUTSIDE},
+	} {
+		if b.is {
+			flags |= uint32(b.flag)
+		}
+	}
+	return flags
+}
+
+// rangeUnknown is RANGE_UNKNOWN of bpf/types.h: members decides.
+const rangeUnknown = ^uint32(0)
+
+// encodeFlow returns the value of the entry whose partner has the given key: what is
+// written into a packet is the partner's key the other way round.
+func encodeFlow(f *Flow, partner bpfFlowKey, nowSec uint32) bpfFlow {
+	return bpfFlow{
+		Src: partner.Dst, Sport: partner.Dport, Dst: partner.Src, Dport: partner.Sport,
+		ServiceId: uint32(f.Service), Generation: rangeUnknown, Ifindex: f.Device,
+		State: uint32(f.State), Flags: flowFlags(f), LastSec: nowSec - uint32(f.Idle/time.Second),
+	}
+}
+
+// decodeFlow returns the flow of an entry as of nowSec, on the clock of programs. An
+// entry from a second that has just begun may be ahead of it.
+func decodeFlow(k *bpfFlowKey, v *bpfFlow, nowSec uint32) Flow {
+	has := func(flag bpfFlowFlag) bool { return v.Flags&uint32(flag) != 0 }
+	f := Flow{
+		Protocol: lb.Protocol(k.Proto),
+		Service:  lb.ServiceID(v.ServiceId),
+		Device:   v.Ifindex,
+		State:    FlowState(v.State),
+		Idle:     time.Duration(max(0, int32(nowSec-v.LastSec))) * time.Second,
+		Node:     has(bpfFlowFlagFLOW_NODE),
+		Redirect: has(bpfFlowFlagFLOW_REDIRECT),
+		SNAT:     has(bpfFlowFlagFLOW_SNAT),
+		Outside:  has(bpfFlowFlagFLOW_OUTSIDE),
+		Answers:  has(bpfFlowFlagFLOW_ANSWER),
+	}
+	f.Requests = !f.Answers
+	// What a packet shows, and what is written into it.
+	from, to := decodeEnd(k.Src, k.Sport), decodeEnd(k.Dst, k.Dport)
+	src, dst := decodeEnd(v.Src, v.Sport), decodeEnd(v.Dst, v.Dport)
+	if f.Answers {
+		f.Backend, f.Source, f.VIP, f.Client = from, to, src, dst
+	} else {
+		f.Client, f.VIP, f.Source, f.Backend = from, to, src, dst
+	}
+	return f
+}
+
 // encodeString fills a zero-terminated field. It fails when s does not fit;
 // names of API objects always do, those in files may not.
 func encodeString(field []byte, s string) error {

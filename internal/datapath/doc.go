@@ -8,6 +8,7 @@
 //	Open    maps and programs for the agent, which alone writes
 //	View    the same maps, read-only, for inspect and status
 //
-// Everything is pinned below <bpf-root>/v<ABI>/: maps in maps/, links in links/.
+// Everything is pinned below <bpf-root>/v<ABI>/: maps in maps/, links of hooks in
+// links/, those of network devices in devices/.
 // See bpf/README.md for the maps and the order in which they are written.
 package datapath

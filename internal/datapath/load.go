@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,7 +27,7 @@ import (
 
 // ABI is the version of the maps' layout, bpf/types.h and bpf/maps.h. It is part
 // of the pin directory's name, so a build never touches maps it does not know.
-const ABI = 2
+const ABI = 3
 
 // Sizes are the capacities of the maps, in rows. A zero keeps the default of
 // bpf/maps.h.
@@ -38,7 +39,11 @@ type Sizes struct {
 	SourceRanges uint32 // ranges of clients that may use load-balancer IPs
 	Affinity     uint32 // pairs of a client and a service with an affinity; the oldest make room
 	Peers        uint32 // TCP sockets that getpeername is right for; a power of two
+	Flows        uint32 // entries of the packet path, two for each flow; who is silent longest makes room
 }
+
+// PortRange is the ports from First to Last.
+type PortRange struct{ First, Last uint16 }
 
 // Config says what Open loads.
 type Config struct {
@@ -51,6 +56,16 @@ type Config struct {
 	// HostNetnsCookie is the cookie of the network namespace that processes on
 	// the node are in (SO_NETNS_COOKIE of a socket there).
 	HostNetnsCookie uint64
+	// PacketPath says whether the tc programs are loaded. The maps are there in
+	// any case.
+	PacketPath bool
+	// SNATPorts are the source ports of flows that get an address of the node.
+	// The zero value keeps the default of bpf/config.h.
+	SNATPorts PortRange
+	// ReplyRate is how many RSTs and ICMP errors a second each processor may send
+	// in answer to packets, ReplyBurst how many at once. A zero keeps the default
+	// of bpf/config.h.
+	ReplyRate, ReplyBurst uint32
 }
 
 // Datapath is the agent's hold on the kernel: the tables and the programs. Close
@@ -63,6 +78,10 @@ type Datapath struct {
 	// NoIterators says why stale UDP sockets cannot be found on this kernel;
 	// nil where they can.
 	NoIterators error
+	// NoPacketPath says why the tc programs cannot be loaded on this kernel; nil
+	// where they are, and where Config does not ask for them. All else works
+	// without.
+	NoPacketPath error
 	// NoClientAddress says why programs cannot see at which address a pod is: the
 	// kernel has no type information, or lets no program read its memory. It is
 	// nil where they can. Restricted load-balancer IPs are then denied to pods'
@@ -86,6 +105,12 @@ func versionDir(root string) string { return filepath.Join(root, versionName(ABI
 
 // LinkPath returns where the link of a hook is pinned.
 func LinkPath(root, hook string) string { return filepath.Join(versionDir(root), "links", hook) }
+
+const devicesDir = "devices"
+
+// DevicesPath returns the directory in which the links of network devices are
+// pinned; Open makes it.
+func DevicesPath(root string) string { return filepath.Join(versionDir(root), devicesDir) }
 
 // Open creates the maps below cfg.Root or takes up those that are pinned there,
 // and loads the programs with them. It fails with one line that says what is
@@ -113,7 +138,7 @@ func open(cfg Config) (*Datapath, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raise the memory lock limit: %w", err)
 	}
-	for _, dir := range []string{"maps", "links"} {
+	for _, dir := range []string{"maps", "links", devicesDir} {
 		if err := os.MkdirAll(filepath.Join(versionDir(cfg.Root), dir), 0o700); err != nil {
 			return nil, fmt.Errorf("create pin directory: %w", err)
 		}
@@ -122,9 +147,9 @@ func open(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	hooks, iterators := split(spec)
+	parts := split(spec)
 	coll, noTypes, err := loadHooks(func(types *btf.Spec) (*ebpf.Collection, error) {
-		return loadPinned(hooks, cfg.Root, types)
+		return loadPinned(parts.hooks, cfg.Root, types)
 	})
 	if err != nil {
 		return nil, err
@@ -134,36 +159,48 @@ func open(cfg Config) (*Datapath, error) {
 		coll.Close()
 		return nil, err
 	}
-	if d.grace, d.inner, err = newGrace(); err != nil {
+	if err := d.openForWriting(); err != nil {
 		d.unmap()
 		coll.Close()
 		return nil, err
 	}
-	// The maps are pinned by now: the second collection takes up the same ones.
-	more, err := loadPinned(iterators, cfg.Root, nil)
-	if err != nil {
-		d.NoIterators = err
-		return d, nil
-	}
-	d.iterators = more.Programs
-	for _, m := range more.Maps {
-		_ = m.Close()
+	d.iterators, d.NoIterators = loadMore(parts.iterators, cfg.Root)
+	if cfg.PacketPath {
+		packets, err := loadMore(parts.packets, cfg.Root)
+		d.NoPacketPath = explainPacketPath(err)
+		maps.Copy(d.programs, packets)
 	}
 	return d, nil
 }
 
-// split makes two specifications of one: what every kernel must load, and what
-// helps where it does.
-func split(spec *ebpf.CollectionSpec) (hooks, iterators *ebpf.CollectionSpec) {
-	hooks, iterators = spec.Copy(), spec.Copy()
+// loadMore loads programs that the datapath can do without. The maps are pinned by
+// now: they take up the same ones.
+func loadMore(spec *ebpf.CollectionSpec, root string) (map[string]*ebpf.Program, error) {
+	coll, err := loadPinned(spec, root, nil)
+	if err != nil {
+		return nil, err
+	}
+	closeMaps(coll.Maps)
+	return coll.Programs, nil
+}
+
+// parts are a specification for each kind of program: what every kernel must load,
+// and what helps where it does.
+type parts struct{ hooks, iterators, packets *ebpf.CollectionSpec }
+
+// split makes the parts of one specification.
+func split(spec *ebpf.CollectionSpec) parts {
+	p := parts{hooks: spec.Copy(), iterators: spec.Copy(), packets: spec.Copy()}
 	for name, prog := range spec.Programs {
-		if prog.Type == ebpf.Tracing {
-			delete(hooks.Programs, name)
-		} else {
-			delete(iterators.Programs, name)
+		for part, kind := range map[*ebpf.CollectionSpec]ebpf.ProgramType{
+			p.hooks: ebpf.CGroupSockAddr, p.iterators: ebpf.Tracing, p.packets: ebpf.SchedCLS,
+		} {
+			if prog.Type != kind {
+				delete(part.Programs, name)
+			}
 		}
 	}
-	return hooks, iterators
+	return p
 }
 
 // buildSpec reads the embedded object and sets sizes, options and pins.
@@ -183,6 +220,7 @@ func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err err
 		bpfMapSourceRanges: cfg.Sizes.SourceRanges,
 		bpfMapAffinity:     cfg.Sizes.Affinity,
 		bpfMapPeers:        cfg.Sizes.Peers,
+		bpfMapFlows:        cfg.Sizes.Flows,
 	} {
 		if size != 0 {
 			spec.Maps[name].MaxEntries = size
@@ -201,12 +239,42 @@ func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err err
 			resized = append(resized, name)
 		}
 	}
-	err = errors.Join(
-		spec.Variables[bpfVarPeersMask].Set(spec.Maps[bpfMapPeers].MaxEntries-1),
+	return spec, resized, setOptions(spec, cfg)
+}
+
+// setOptions sets what bpf/config.h declares.
+func setOptions(spec *ebpf.CollectionSpec, cfg Config) error {
+	errs := []error{
+		spec.Variables[bpfVarPeersMask].Set(spec.Maps[bpfMapPeers].MaxEntries - 1),
 		spec.Variables[bpfVarCgroupId].Set(cfg.CgroupID),
 		spec.Variables[bpfVarHostNetnsCookie].Set(cfg.HostNetnsCookie),
-	)
-	return spec, resized, err
+		spec.Variables[bpfVarHasConntrack].Set(hasConntrack()),
+	}
+	if ports := cfg.SNATPorts; ports != (PortRange{}) {
+		if ports.First == 0 || ports.First > ports.Last {
+			return fmt.Errorf("SNAT ports %d-%d: no such range", ports.First, ports.Last)
+		}
+		errs = append(errs, spec.Variables[bpfVarSnatPortFirst].Set(ports.First),
+			spec.Variables[bpfVarSnatPortLast].Set(ports.Last))
+	}
+	if cfg.ReplyRate != 0 {
+		errs = append(errs, spec.Variables[bpfVarReplyRate].Set(cfg.ReplyRate))
+	}
+	if cfg.ReplyBurst != 0 {
+		errs = append(errs, spec.Variables[bpfVarReplyBurst].Set(cfg.ReplyBurst))
+	}
+	return errors.Join(errs...)
+}
+
+// hasConntrack says whether programs can ask the kernel's connection tracking, which
+// is part of the kernel or a module that is loaded now.
+func hasConntrack() bool {
+	var lookup *btf.Func
+	if types, err := btf.LoadKernelSpec(); err == nil && types.TypeByName("bpf_skb_ct_lookup", &lookup) == nil {
+		return true
+	}
+	types, err := btf.LoadKernelModuleSpec("nf_conntrack")
+	return err == nil && types.TypeByName("bpf_skb_ct_lookup", &lookup) == nil
 }
 
 // keepPinnedSize makes the spec as large as the map that is pinned, if one is:
@@ -306,6 +374,20 @@ func explainLoad(err error) error {
 		return fmt.Errorf("%w (this kernel lacks socket storage maps; Linux 5.18 or newer with BTF is needed)", err)
 	}
 	return err
+}
+
+// explainPacketPath adds what it most likely means that the tc programs cannot be
+// loaded. It returns nil for nil.
+func explainPacketPath(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(features.HaveProgramType(ebpf.SchedCLS), ebpf.ErrNotSupported):
+		return fmt.Errorf("%w (this kernel has no tc programs; CONFIG_NET is needed)", err)
+	case errors.Is(features.HaveProgramHelper(ebpf.SchedCLS, asm.FnSkcLookupTcp), ebpf.ErrNotSupported):
+		return fmt.Errorf("%w (tc programs cannot find sockets on this kernel; CONFIG_INET is needed)", err)
+	}
+	return explainLoad(err)
 }
 
 // Program returns a loaded program by its name in bpf/datapath.bpf.c, such as

@@ -3,7 +3,7 @@
 
 package datapath
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -type addr -type request -type target -type choice -type verdict -type lookup_io -type spread_io -type peer_io -type peer_op -type origin_io -type origin_op -type affinity_io -type affinity_state -type client_io -type stress_io -type stress_result bpftest ../../bpf/tests/lookup_test.bpf.c -- -O2 -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -type addr -type request -type target -type choice -type verdict -type lookup_io -type gate_io -type spread_io -type peer_io -type peer_op -type origin_io -type origin_op -type affinity_io -type affinity_state -type client_io -type stress_io -type stress_result bpftest ../../bpf/tests/lookup_test.bpf.c -- -O2 -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu
 
 import (
 	"maps"
@@ -95,6 +95,7 @@ func TestPrograms(t *testing.T) {
 		test func(*testing.T, *Datapath, *bpftestObjects)
 	}{
 		{"verdicts", testVerdicts},
+		{"the bits of a gate", testGateBits},
 		{"places are picked equally often", testSpread},
 		{"peers", testPeers},
 		{"origins", testOrigins},

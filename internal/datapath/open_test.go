@@ -28,12 +28,12 @@ import (
 )
 
 // small are sizes that a test can fill.
-var small = Sizes{Frontends: 64, Services: 64, Slots: 256, Members: 64, SourceRanges: 64, Affinity: 64, Peers: 64}
+var small = Sizes{Frontends: 64, Services: 64, Slots: 256, Members: 64, SourceRanges: 64, Affinity: 64, Peers: 64, Flows: 4096}
 
 // openDatapath loads a datapath that is closed when the test ends.
 func openDatapath(t testing.TB, root string, sizes Sizes) *Datapath {
 	t.Helper()
-	d, err := Open(Config{Root: root, Sizes: sizes})
+	d, err := Open(Config{Root: root, Sizes: sizes, PacketPath: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,6 +229,18 @@ func TestBesideTheAgent(t *testing.T) {
 		if got := tables.Backends(tables.Services[1].Sides[lb.SideInside]); !slices.Equal(got, []lb.Backend{backend("10.244.0.3:5353")}) {
 			t.Errorf("the view does not follow the writer: %v", got)
 		}
+		fatal(t, d.AddFlow(tcpFlow()))
+		fatal(t, d.SetDevices([]Device{{Index: 2}}))
+		fatal(t, d.SetClusterCIDRs([]netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}))
+		flows, err1 := view.Flows()
+		devices, err2 := view.Devices()
+		cidrs, err3 := view.ClusterCIDRs()
+		if err := errors.Join(err1, err2, err3); err != nil || len(flows) != 1 || len(devices) != 1 || len(cidrs) != 1 {
+			t.Errorf("the view has flows %v, devices %v, cluster CIDRs %v, error %v; want one of each", flows, devices, cidrs, err)
+		}
+		if _, err := view.DeleteFlow(tcpFlow(), func(Flow) bool { return true }); err == nil {
+			t.Error("a view can end flows")
+		}
 		if err := view.DeleteFrontend(frontendKey("10.96.0.10:53", lb.UDP)); err == nil {
 			t.Error("a view can write")
 		}
@@ -289,9 +301,10 @@ func TestPinnedSizesStay(t *testing.T) {
 
 	larger := small
 	larger.Frontends, larger.Affinity, larger.SourceRanges, larger.Peers = 128, 128, 128, 1024
+	larger.Flows = 8192
 	again := openDatapath(t, root, larger)
 	slices.Sort(again.Resized)
-	if want := []string{bpfMapAffinity, bpfMapFrontends, bpfMapPeers, bpfMapSourceRanges}; !slices.Equal(again.Resized, want) {
+	if want := []string{bpfMapAffinity, bpfMapFlows, bpfMapFrontends, bpfMapPeers, bpfMapSourceRanges}; !slices.Equal(again.Resized, want) {
 		t.Errorf("resized are %v, want %v", again.Resized, want)
 	}
 	if n := again.maps[bpfMapFrontends].MaxEntries(); n != small.Frontends {
@@ -370,8 +383,7 @@ func hooksOf(t *testing.T) (hooks *ebpf.CollectionSpec, root string) {
 	fatal(t, os.MkdirAll(filepath.Dir(mapPath(root, "any")), 0o700))
 	spec, _, err := buildSpec(Config{Root: root, Sizes: small})
 	fatal(t, err)
-	hooks, _ = split(spec)
-	return hooks, root
+	return split(spec).hooks, root
 }
 
 // TestHooksThatMayNotReadTheKernel has them ask for what the library makes of
@@ -455,6 +467,84 @@ func TestHooksAreLoadedWithoutKernelTypes(t *testing.T) {
 	}
 }
 
+func TestPacketPathIsLoadedOnRequest(t *testing.T) {
+	root := testutil.BPFRoot(t)
+	d, err := Open(Config{Root: root, Sizes: small})
+	fatal(t, err)
+	if d.Program("tc_ingress") != nil || d.NoPacketPath != nil {
+		t.Errorf("not asked for it is %v, %v; want none and no reason", d.Program("tc_ingress"), d.NoPacketPath)
+	}
+	closeDatapath(t, d)
+	d = openDatapath(t, root, small)
+	for _, name := range []string{"tc_ingress", "tc_egress", "tc_ingress_l3", "tc_egress_l3"} {
+		if d.Program(name) == nil {
+			t.Errorf("%s is not loaded: %v", name, d.NoPacketPath)
+		}
+	}
+}
+
+// TestPacketPathThatTheKernelRefuses takes a helper from its programs' sight that
+// no kernel gives them.
+func TestPacketPathThatTheKernelRefuses(t *testing.T) {
+	hooks, root := hooksOf(t)
+	spec, _, err := buildSpec(Config{Root: root, Sizes: small})
+	fatal(t, err)
+	packets := split(spec).packets
+	for _, prog := range packets.Programs {
+		for i, ins := range prog.Instructions {
+			if ins.IsBuiltinCall() && ins.Constant == int64(asm.FnFibLookup) {
+				prog.Instructions[i].Constant = int64(asm.FnSetRetval)
+			}
+		}
+	}
+	coll, err := loadPinned(hooks, root, nil)
+	fatal(t, err)
+	defer coll.Close()
+	programs, err := loadMore(packets, root)
+	if err == nil || len(programs) > 0 {
+		t.Fatalf("%d programs are loaded", len(programs))
+	}
+	reason := explainPacketPath(err)
+	if !strings.Contains(reason.Error(), "bpf_set_retval") || strings.Contains(reason.Error(), "\n") {
+		t.Errorf("the reason is not one line that names the helper: %q", reason)
+	}
+}
+
+func TestOptions(t *testing.T) {
+	spec, err := loadBpf()
+	fatal(t, err)
+	get := func(name string) (n uint32) {
+		t.Helper()
+		v := spec.Variables[name]
+		if v.Size() == 2 {
+			var short uint16
+			fatal(t, v.Get(&short))
+			return uint32(short)
+		}
+		fatal(t, v.Get(&n))
+		return n
+	}
+	want := func(first, last, rate, burst uint32) {
+		t.Helper()
+		for name, n := range map[string]uint32{
+			bpfVarSnatPortFirst: first, bpfVarSnatPortLast: last, bpfVarReplyRate: rate, bpfVarReplyBurst: burst,
+		} {
+			if got := get(name); got != n {
+				t.Errorf("%s is %d, want %d", name, got, n)
+			}
+		}
+	}
+	fatal(t, setOptions(spec, Config{}))
+	want(61000, 65535, 1000, 250)
+	fatal(t, setOptions(spec, Config{SNATPorts: PortRange{40000, 40000}, ReplyRate: 7, ReplyBurst: 8}))
+	want(40000, 40000, 7, 8)
+	for _, bad := range []PortRange{{0, 80}, {81, 80}, {80, 0}} {
+		if err := setOptions(spec, Config{SNATPorts: bad}); err == nil || !strings.Contains(err.Error(), "SNAT ports") {
+			t.Errorf("ports %v: %v", bad, err)
+		}
+	}
+}
+
 // maxInstructions leaves room below the verifier's million: other kernels and
 // later additions need more.
 const maxInstructions = 300_000
@@ -463,6 +553,12 @@ func TestVerifierHasAnEasyTime(t *testing.T) {
 	d := openDatapath(t, testutil.BPFRoot(t), small)
 	if d.NoIterators != nil {
 		t.Errorf("iterators do not load: %v", d.NoIterators)
+	}
+	if d.NoPacketPath != nil {
+		t.Errorf("tc programs do not load: %v", d.NoPacketPath)
+		if ve := (*ebpf.VerifierError)(nil); errors.As(d.NoPacketPath, &ve) {
+			t.Log(strings.Join(ve.Log[max(0, len(ve.Log)-60):], "\n"))
+		}
 	}
 	if d.NoClientAddress != nil {
 		t.Errorf("hooks do not see the address of a pod: %v", d.NoClientAddress)

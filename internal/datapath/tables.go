@@ -27,13 +27,17 @@ type Tables struct {
 	slots    []byte // mapped, one bpfSlot for each slot
 	writes   map[string]*atomic.Uint64
 
-	grace, inner *ebpf.Map // for WaitReaders; nil in a View
+	// For writers; nil in a View.
+	gateMem      []byte // mapped, frontend_gate
+	gate         *gate
+	grace, inner *ebpf.Map // for WaitReaders
 }
 
-// Names of the tables that hold rows of lb.Tables, as in /metrics and errors.
+// Names of the tables whose writes are counted, as in /metrics and errors.
 var tableNames = []string{
 	bpfMapFrontends, bpfMapServices, bpfMapSlots, bpfMapMembers, bpfMapSourceRanges,
 	bpfMapNodeAddresses, bpfMapServiceCidrs, bpfMapNames, bpfMapProblems,
+	bpfMapDevices, bpfMapClusterCidrs,
 }
 
 // sizeFlags say what to do when a table is full. The others have no flag.
@@ -73,14 +77,50 @@ func mapMemory(m *ebpf.Map, prot int) ([]byte, error) {
 
 // unmap gives back the mapped memory; the Tables must not be used afterwards.
 func (t *Tables) unmap() {
-	for _, mem := range [][]byte{t.services, t.slots} {
+	for _, mem := range [][]byte{t.services, t.slots, t.gateMem} {
 		if mem != nil {
 			// Fails only for memory that is not mapped.
 			_ = unix.Munmap(mem)
 		}
 	}
-	t.services, t.slots = nil, nil
+	t.services, t.slots, t.gateMem = nil, nil, nil
 }
+
+// openForWriting adds what only a writer has.
+func (t *Tables) openForWriting() (err error) {
+	if t.gateMem, err = mapMemory(t.maps[bpfMapFrontendGate], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return err
+	}
+	t.gate = newGate(t.gateMem)
+	if err := t.loadGated(lb.NewTables()); err != nil {
+		return err
+	}
+	t.grace, t.inner, err = newGrace()
+	return err
+}
+
+// loadGated fills in the rows that the gate is made of, and repairs it.
+func (t *Tables) loadGated(out lb.Tables) error {
+	var version uint64
+	if t.gate != nil {
+		version = t.gate.version()
+	}
+	err := errors.Join(
+		each(t.maps[bpfMapFrontends], func(k *bpfFrontendKey, v *bpfFrontend) {
+			out.Frontends[decodeFrontendKey(*k)] = decodeFrontend(*v)
+		}),
+		each(t.maps[bpfMapServiceCidrs], func(k *bpfCidrKey, _ *uint8) {
+			out.ServiceCIDRs[decodeCIDR(*k)] = struct{}{}
+		}),
+	)
+	if err == nil && t.gate != nil {
+		t.gate.repair(version, out.Frontends, out.ServiceCIDRs)
+	}
+	return err
+}
+
+// errReadOnly says that Tables of a View were to be written.
+var errReadOnly = errors.New("the tables are open for reading alone")
 
 // Writes returns how many rows were written or deleted so far, by table.
 func (t *Tables) Writes() map[string]uint64 {
@@ -101,14 +141,39 @@ func (t *Tables) Limits() (services, slots int) {
 // still be reading is recycled by the next insertion or replacement: call
 // WaitReaders before that.
 func (t *Tables) SetFrontend(k lb.FrontendKey, f lb.Frontend) error {
-	key, value := encodeFrontendKey(k), encodeFrontend(f)
-	return t.put(bpfMapFrontends, k, &key, &value)
+	if t.gate == nil {
+		return fmt.Errorf("update %s %v: %w", bpfMapFrontends, k, errReadOnly)
+	}
+	defer t.gate.change()()
+	key, value, bit := encodeFrontendKey(k), encodeFrontend(f), gateFrontend(k)
+	t.gate.hold(bit)
+	err := t.update(bpfMapFrontends, k, &key, &value, ebpf.UpdateNoExist)
+	if err == nil {
+		return nil
+	}
+	there := errors.Is(err, ebpf.ErrKeyExist)
+	if there {
+		err = t.update(bpfMapFrontends, k, &key, &value, ebpf.UpdateExist)
+	}
+	// A row that is there counts already, unless a stranger has written it.
+	if !there || t.gate.needs[bit] > 1 {
+		t.gate.release(bit)
+	}
+	return err
 }
 
 // DeleteFrontend removes a row; it is no error when there is none.
 func (t *Tables) DeleteFrontend(k lb.FrontendKey) error {
+	if t.gate == nil {
+		return fmt.Errorf("delete %s %v: %w", bpfMapFrontends, k, errReadOnly)
+	}
+	defer t.gate.change()()
 	key := encodeFrontendKey(k)
-	return t.remove(bpfMapFrontends, k, &key)
+	removed, err := t.remove(bpfMapFrontends, k, &key)
+	if removed {
+		t.gate.release(gateFrontend(k))
+	}
+	return err
 }
 
 // service returns the words of a service.
@@ -170,10 +235,20 @@ func (t *Tables) SetMember(m lb.Member) error {
 	return t.put(bpfMapMembers, m.Backend, &key, &value)
 }
 
+// HasMember tells whether there is a row.
+func (t *Tables) HasMember(m lb.Member) (bool, error) {
+	key, value := encodeMember(m), present
+	err := t.maps[bpfMapMembers].Lookup(&key, &value)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, fmt.Errorf("read %s %v: %w", bpfMapMembers, m.Backend, err)
+	}
+	return err == nil, nil
+}
+
 // DeleteMember removes a row; it is no error when there is none.
 func (t *Tables) DeleteMember(m lb.Member) error {
 	key := encodeMember(m)
-	return t.remove(bpfMapMembers, m.Backend, &key)
+	return t.drop(bpfMapMembers, m.Backend, &key)
 }
 
 // SetSource lets clients in a range use the load-balancer IPs of a service.
@@ -185,7 +260,7 @@ func (t *Tables) SetSource(s lb.Source) error {
 // DeleteSource removes a row; it is no error when there is none.
 func (t *Tables) DeleteSource(s lb.Source) error {
 	key := encodeSource(s)
-	return t.remove(bpfMapSourceRanges, s.Prefix, &key)
+	return t.drop(bpfMapSourceRanges, s.Prefix, &key)
 }
 
 // SetNodeAddress inserts or replaces a row. What SetFrontend says of replacing
@@ -198,19 +273,39 @@ func (t *Tables) SetNodeAddress(a netip.Addr, kind lb.NodeAddress) error {
 // DeleteNodeAddress removes a row; it is no error when there is none.
 func (t *Tables) DeleteNodeAddress(a netip.Addr) error {
 	key := encodeAddr(a)
-	return t.remove(bpfMapNodeAddresses, a, &key)
+	return t.drop(bpfMapNodeAddresses, a, &key)
 }
 
 // SetServiceCIDR makes addresses in p that nobody owns unreachable.
 func (t *Tables) SetServiceCIDR(p netip.Prefix) error {
+	if t.gate == nil {
+		return fmt.Errorf("update %s %v: %w", bpfMapServiceCidrs, p, errReadOnly)
+	}
+	defer t.gate.change()()
+	p = p.Masked()
 	key, value := encodeCIDR(p), present
-	return t.put(bpfMapServiceCidrs, p, &key, &value)
+	there := t.gate.cidrs[p]
+	t.gate.holdCIDR(p)
+	err := t.put(bpfMapServiceCidrs, p, &key, &value)
+	if err != nil && !there {
+		t.gate.releaseCIDR(p)
+	}
+	return err
 }
 
 // DeleteServiceCIDR removes a row; it is no error when there is none.
 func (t *Tables) DeleteServiceCIDR(p netip.Prefix) error {
+	if t.gate == nil {
+		return fmt.Errorf("delete %s %v: %w", bpfMapServiceCidrs, p, errReadOnly)
+	}
+	defer t.gate.change()()
+	p = p.Masked()
 	key := encodeCIDR(p)
-	return t.remove(bpfMapServiceCidrs, p, &key)
+	_, err := t.remove(bpfMapServiceCidrs, p, &key)
+	if err == nil {
+		t.gate.releaseCIDR(p)
+	}
+	return err
 }
 
 // SetName records which service port a service ID stands for.
@@ -226,7 +321,7 @@ func (t *Tables) SetName(id lb.ServiceID, s lb.ServicePort) error {
 // DeleteName removes a name; it is no error when there is none.
 func (t *Tables) DeleteName(id lb.ServiceID) error {
 	key := uint32(id)
-	return t.remove(bpfMapNames, id, &key)
+	return t.drop(bpfMapNames, id, &key)
 }
 
 // SetProblem records why a Service is not programmed as it should be.
@@ -245,7 +340,7 @@ func (t *Tables) DeleteProblem(name lb.Name) error {
 	if err != nil {
 		return nil // such a row cannot have been written
 	}
-	return t.remove(bpfMapProblems, name, &key)
+	return t.drop(bpfMapProblems, name, &key)
 }
 
 // WaitReaders returns when every program that was running at the time of the
@@ -281,8 +376,12 @@ func newGrace() (outer, inner *ebpf.Map, err error) {
 }
 
 func (t *Tables) put(table string, subject fmt.Stringer, key, value any) error {
+	return t.update(table, subject, key, value, ebpf.UpdateAny)
+}
+
+func (t *Tables) update(table string, subject fmt.Stringer, key, value any, flags ebpf.MapUpdateFlags) error {
 	m := t.maps[table]
-	if err := m.Update(key, value, ebpf.UpdateAny); err != nil {
+	if err := m.Update(key, value, flags); err != nil {
 		// A hash says the one, an LPM trie the other.
 		if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
 			return fmt.Errorf("update %s %v: %w (the map is full at %d rows%s)",
@@ -294,27 +393,34 @@ func (t *Tables) put(table string, subject fmt.Stringer, key, value any) error {
 	return nil
 }
 
-func (t *Tables) remove(table string, subject any, key any) error {
+// drop is remove for those who need not know whether there was a row.
+func (t *Tables) drop(table string, subject, key any) error {
+	_, err := t.remove(table, subject, key)
+	return err
+}
+
+// remove deletes a row and tells whether there was one.
+func (t *Tables) remove(table string, subject, key any) (removed bool, err error) {
 	switch err := t.maps[table].Delete(key); {
 	case err == nil:
 		t.writes[table].Add(1)
-		return nil
+		return true, nil
 	case errors.Is(err, ebpf.ErrKeyNotExist):
-		return nil
+		return false, nil
 	default:
-		return fmt.Errorf("delete %s %v: %w", table, subject, err)
+		return false, fmt.Errorf("delete %s %v: %w", table, subject, err)
 	}
 }
 
 // Load reads all rows. Slots are read where a service's ranges lead, services
 // where a name does or a word is not zero. It can be called while another
-// process writes; rows may then be from before or after.
+// process writes; rows may then be from before or after. In the process that
+// writes it also repairs what is derived from rows, unless one is written
+// meanwhile.
 func (t *Tables) Load() (lb.Tables, error) {
 	out := lb.NewTables()
 	err := errors.Join(
-		each(t.maps[bpfMapFrontends], func(k *bpfFrontendKey, v *bpfFrontend) {
-			out.Frontends[decodeFrontendKey(*k)] = decodeFrontend(*v)
-		}),
+		t.loadGated(out),
 		each(t.maps[bpfMapNames], func(k *uint32, v *bpfServiceName) {
 			out.Names[lb.ServiceID(*k)] = decodeServiceName(v)
 		}),
@@ -326,9 +432,6 @@ func (t *Tables) Load() (lb.Tables, error) {
 		}),
 		each(t.maps[bpfMapNodeAddresses], func(k *bpfAddr, v *uint8) {
 			out.NodeAddresses[decodeAddr(*k)] = lb.NodeAddress(*v)
-		}),
-		each(t.maps[bpfMapServiceCidrs], func(k *bpfCidrKey, _ *uint8) {
-			out.ServiceCIDRs[decodeCIDR(*k)] = struct{}{}
 		}),
 		each(t.maps[bpfMapProblems], func(k *bpfObjectName, v *bpfProblem) {
 			out.Problems[decodeObjectName(k)] = lb.Problem(decodeString(v.Text[:]))
@@ -377,11 +480,13 @@ func (t *Tables) loadSlots(slots map[uint32]lb.Backend, r lb.Range) {
 	}
 }
 
+// batch is how many rows are read at once. It must hold the longest chain of a
+// bucket.
+const batch = 1024
+
 // each calls f for every row of a hash map or LPM trie, many rows in one system
 // call. Rows that are deleted meanwhile may make it come to others twice.
 func each[K, V any](m *ebpf.Map, f func(*K, *V)) error {
-	// A batch must hold the longest chain of a bucket.
-	const batch = 1024
 	keys, values := make([]K, batch), make([]V, batch)
 	var cursor ebpf.MapBatchCursor
 	for {

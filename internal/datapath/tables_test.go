@@ -37,7 +37,7 @@ func numberedPrefix(i int) netip.Prefix {
 // leaves the tables empty.
 func TestTables(t *testing.T) {
 	d := openDatapath(t, testutil.BPFRoot(t), Sizes{
-		Frontends: 8192, Services: 64, Slots: 256, Members: 8192, SourceRanges: 8192, Affinity: 8192, Peers: 64,
+		Frontends: 8192, Services: 64, Slots: 256, Members: 8192, SourceRanges: 8192, Affinity: 8192, Peers: 64, Flows: 16384,
 	})
 	for _, tc := range []struct {
 		name string
@@ -52,6 +52,13 @@ func TestTables(t *testing.T) {
 		{"sources are found by service and longest prefix", testSources},
 		{"service CIDRs are found by family and prefix", testServiceCIDRs},
 		{"affinities are listed and forgotten", testAffinities},
+		{"devices are written where they differ", testDevices},
+		{"cluster CIDRs are written where they differ", testClusterCIDRs},
+		{"flows are joined from their entries", testFlows},
+		{"a flow is deleted when it is over", testDeleteFlow},
+		{"a flow that a packet comes for is not deleted", testFlowRace},
+		{"a gate has a bit for every row and no other", testGate},
+		{"a gate is never without a bit that is needed", testGateReader},
 		{"counters have the names of the ABI", testCounters},
 	} {
 		t.Run(tc.name, func(t *testing.T) { tc.test(t, d) })
@@ -157,6 +164,7 @@ func testWrites(t *testing.T, d *Datapath) {
 	want := map[string]uint64{
 		"frontends": 9, "names": 3, "services": 4 * (lb.Sides + 1), "slots": 4, "members": 7, "problems": 1,
 		"source_ranges": 3, "node_addresses": 3, "service_cidrs": 2,
+		"devices": 0, "cluster_cidrs": 0,
 	}
 	if diff := cmp.Diff(want, since()); diff != "" {
 		t.Errorf("after every row was written once (-want +got):\n%s", diff)
@@ -481,7 +489,7 @@ func testCounters(t *testing.T, d *Datapath) {
 			t.Errorf("counter %d is %+v, want a name and 0", i, c)
 		}
 	}
-	if first, last := counters[0].Name, counters[len(counters)-1].Name; first != "connect_tcp_pass" || last != "client_unknown" {
+	if first, last := counters[0].Name, counters[len(counters)-1].Name; first != "connect_tcp_pass" || last != "drop_malformed" {
 		t.Errorf("counters go from %s to %s", first, last)
 	}
 }

@@ -86,6 +86,23 @@ func RemoveOtherLinks(root string) (removed []string, err error) {
 	return removed, errors.Join(errs...)
 }
 
+// OtherDevicesPaths returns DevicesPath of every version but this one that has such
+// a directory. What RemoveOtherLinks says of links of hooks holds for those in them.
+func OtherDevicesPaths(root string) ([]string, error) {
+	versions, err := otherVersions(root)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, v := range versions {
+		dir := filepath.Join(root, versionName(v), devicesDir)
+		if st, err := os.Stat(dir); err == nil && st.IsDir() {
+			out = append(out, dir)
+		}
+	}
+	return out, nil
+}
+
 // detachPhase returns 1 for the link of a hook that answers with a service address
 // and 0 for all others, those that translate one among them.
 func detachPhase(pin string) int {

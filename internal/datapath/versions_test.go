@@ -49,6 +49,21 @@ func TestNothingPinnedSaysWhatIs(t *testing.T) {
 	}
 }
 
+func TestDevicesPathsOfOtherVersions(t *testing.T) {
+	root := testutil.BPFRoot(t)
+	openDatapath(t, root, small)
+	older := makeDir(t, root, "v2", "devices")
+	newer := makeDir(t, root, "v99", "devices")
+	makeDir(t, root, "v1", "links") // had none
+	got, err := OtherDevicesPaths(root)
+	if err != nil || !slices.Equal(got, []string{older, newer}) {
+		t.Errorf("got %v, %v; want %s and %s", got, err, older, newer)
+	}
+	if st, err := os.Stat(DevicesPath(root)); err != nil || !st.IsDir() {
+		t.Errorf("our own is not there: %v", err)
+	}
+}
+
 // attached returns how many programs are on a hook of the cgroup.
 func attached(t *testing.T, cgroup string, hook ebpf.AttachType) int {
 	t.Helper()

@@ -4,8 +4,8 @@
 // Package inspect shows people and programs what the kernel's tables hold, and
 // what the store says of a Service.
 //
-//	lb.Tables, affinity entries ─▶ rows (pure) ─▶ table, JSON or YAML
-//	             lb.Explanation ─▶ page, JSON or YAML
+//	lb.Tables, entries, flows ─▶ rows (pure) ─▶ table, JSON or YAML
+//	           lb.Explanation ─▶ page, JSON or YAML
 //
 // Print reads the pinned maps, so it needs no agent, and an agent may write while
 // it reads: rows are then from before or after the write.

@@ -64,6 +64,7 @@ func fixture() lb.Tables {
 	for a, kind := range map[string]lb.NodeAddress{
 		"192.0.2.1": lb.NodeAddressOpen, "2001:db8::1": lb.NodeAddressOpen,
 		"127.0.0.1": lb.NodeAddressLoopback, "::1": lb.NodeAddressLoopback,
+		"10.96.0.200": lb.NodeAddressLocal, // leads nobody anywhere
 	} {
 		f.NodeAddresses[netip.MustParseAddr(a)] = kind
 	}
@@ -172,6 +173,10 @@ func TestPrintGolden(t *testing.T) {
 	c := contents{
 		tables: fixture(), nodeNetns: nodeNetns,
 		counters: []datapath.Counter{{Name: "connect_tcp_pass", Value: 7}, {Name: "connect_tcp_translate", Value: 12345678901}},
+		flows:    flows(), devices: devices(),
+		// Not of the device that has just come.
+		deviceNames:  map[uint32]string{2: "eth0", 5: "cni0", 7: "veth1"},
+		clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")},
 	}
 	c.affinities = affinities(c.tables)
 	for _, kind := range Kinds() {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,8 +21,13 @@ import (
 
 // Kinds returns what Print can show.
 func Kinds() []string {
-	return []string{"services", "frontends", "backends", "affinity", "addresses", "counters"}
+	return []string{
+		"services", "frontends", "backends", "affinity", kindFlows, "addresses", "devices", "counters",
+	}
 }
+
+// kindFlows is the one kind that PrintFlows shows.
+const kindFlows = "flows"
 
 // Formats returns how Print can show it.
 func Formats() []string { return []string{"table", "wide", "json", "yaml"} }
@@ -29,6 +35,10 @@ func Formats() []string { return []string{"table", "wide", "json", "yaml"} }
 // Print writes one of Kinds, as the maps pinned below root have it, in one of
 // Formats. The error wraps datapath.ErrNoDatapath when nothing is pinned there.
 func Print(w io.Writer, root, kind, format string) error {
+	return printKind(w, root, kind, format, FlowFilter{})
+}
+
+func printKind(w io.Writer, root, kind, format string, filter FlowFilter) error {
 	view, err := datapath.OpenView(root)
 	if err != nil {
 		return err
@@ -38,15 +48,20 @@ func Print(w io.Writer, root, kind, format string) error {
 	if err != nil {
 		return err
 	}
+	c.flows = slices.DeleteFunc(c.flows, func(f datapath.Flow) bool { return !filter.shows(&f) })
 	return c.print(w, kind, format)
 }
 
 // contents is what the maps hold that a kind needs.
 type contents struct {
-	tables     lb.Tables
-	affinities []datapath.AffinityEntry
-	nodeNetns  uint64
-	counters   []datapath.Counter
+	tables       lb.Tables
+	affinities   []datapath.AffinityEntry
+	nodeNetns    uint64
+	flows        []datapath.Flow
+	devices      []datapath.Device
+	deviceNames  map[uint32]string
+	clusterCIDRs []netip.Prefix
+	counters     []datapath.Counter
 }
 
 func read(view *datapath.View, kind string) (c contents, err error) {
@@ -54,17 +69,30 @@ func read(view *datapath.View, kind string) (c contents, err error) {
 	case "counters":
 		c.counters, err = view.Counters()
 		return c, err
-	case "affinity":
+	case "affinity", kindFlows, "devices":
 		var state datapath.AgentState
 		if state, err = view.AgentState(); err != nil {
 			return c, err
 		}
 		c.nodeNetns = state.NetnsCookie
+	}
+	switch kind {
+	case "devices":
+		c.deviceNames = deviceNames(c.nodeNetns)
+		c.devices, err = view.Devices()
+		return c, err
+	case "affinity":
 		// Before the tables: a backend that has come since would look like one
 		// that has left.
-		if c.affinities, err = view.Affinities(); err != nil {
-			return c, err
-		}
+		c.affinities, err = view.Affinities()
+	case kindFlows:
+		c.deviceNames = deviceNames(c.nodeNetns)
+		c.flows, err = view.Flows()
+	case "addresses":
+		c.clusterCIDRs, err = view.ClusterCIDRs()
+	}
+	if err != nil {
+		return c, err
 	}
 	c.tables, err = load(view.Load)
 	return c, err
@@ -108,8 +136,14 @@ func (c contents) print(w io.Writer, kind, format string) error {
 	case "affinity":
 		rows := Affinities(c.tables, c.affinities, c.nodeNetns)
 		return render(w, format, rows, func() string { return affinityTable(rows, wide).String() })
+	case kindFlows:
+		rows := Flows(c.tables, c.flows, c.deviceNames)
+		return render(w, format, rows, func() string { return flowsTable(rows, wide).String() })
+	case "devices":
+		rows := Devices(c.devices, c.deviceNames)
+		return render(w, format, rows, func() string { return devicesTable(rows).String() })
 	case "addresses":
-		rows := Addresses(c.tables)
+		rows := Addresses(c.tables, c.clusterCIDRs)
 		return render(w, format, rows, func() string { return addressesTable(rows).String() })
 	case "counters":
 		rows := make([]Counter, 0, len(c.counters))
@@ -296,6 +330,7 @@ func addressesTable(rows []Address) *table {
 		UseNodePorts:         "NodePorts",
 		UseLoopbackNodePorts: "NodePorts, for processes on the node",
 		UseServiceCIDR:       "service range: what no Service has in it is dropped",
+		UseClusterCIDR:       "cluster range: clients in it count as inside ones",
 	}
 	t := &table{columns: columns("ADDRESS", "MEANING")}
 	for _, a := range rows {

@@ -105,6 +105,7 @@ const (
 	UseNodePorts         = "nodePorts"         // leads everybody to NodePorts
 	UseLoopbackNodePorts = "loopbackNodePorts" // leads processes on the node there
 	UseServiceCIDR       = "serviceCIDR"       // holds the addresses of Services alone
+	UseClusterCIDR       = "clusterCIDR"       // clients in it are inside ones wherever their packets arrive
 )
 
 // Counter is an outcome and how often it came about.
@@ -302,18 +303,23 @@ func Backends(t lb.Tables) []Backend {
 }
 
 // Addresses returns a row for each address of the node that leads to NodePorts,
-// then one for each range that Services' addresses are taken from.
-func Addresses(t lb.Tables) []Address {
-	rows := make([]Address, 0, len(t.NodeAddresses)+len(t.ServiceCIDRs))
+// then one for each range that Services' addresses are taken from, and one for each
+// of clusterCIDRs.
+func Addresses(t lb.Tables, clusterCIDRs []netip.Prefix) []Address {
+	rows := make([]Address, 0, len(t.NodeAddresses)+len(t.ServiceCIDRs)+len(clusterCIDRs))
 	for _, a := range slices.SortedFunc(maps.Keys(t.NodeAddresses), netip.Addr.Compare) {
-		use := UseNodePorts
-		if t.NodeAddresses[a] == lb.NodeAddressLoopback {
-			use = UseLoopbackNodePorts
+		switch t.NodeAddresses[a] {
+		case lb.NodeAddressOpen:
+			rows = append(rows, Address{a.String(), UseNodePorts})
+		case lb.NodeAddressLoopback:
+			rows = append(rows, Address{a.String(), UseLoopbackNodePorts})
 		}
-		rows = append(rows, Address{a.String(), use})
 	}
 	for _, p := range slices.SortedFunc(maps.Keys(t.ServiceCIDRs), netip.Prefix.Compare) {
 		rows = append(rows, Address{p.String(), UseServiceCIDR})
+	}
+	for _, p := range clusterCIDRs {
+		rows = append(rows, Address{p.String(), UseClusterCIDR})
 	}
 	return rows
 }

@@ -91,3 +91,12 @@ func New(n int) zap.Field { return zap.Int("new", n) }
 
 // Socket is the path of a Unix socket.
 func Socket(path string) zap.Field { return zap.String("socket", path) }
+
+// Devices are network devices, by name.
+func Devices(names []string) zap.Field { return zap.Strings("devices", names) }
+
+// Programs are programs on devices, such as "eth0 ingress".
+func Programs(names []string) zap.Field { return zap.Strings("programs", names) }
+
+// Silent is a number of flows that nothing came of for too long.
+func Silent(n int) zap.Field { return zap.Int("silent", n) }

@@ -8,10 +8,13 @@ package metrics
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
 )
 
 // Metrics are all metrics of one agent. The methods and fields may be used from
@@ -26,6 +29,10 @@ type Metrics struct {
 	Warnings          prometheus.Counter // objects or fields left out because they are invalid
 	SocketsEnded      *prometheus.CounterVec
 	SocketWalksFailed prometheus.Counter
+	ProgramsRestored  prometheus.Counter // programs on devices that somebody else had removed
+
+	flows     *prometheus.GaugeVec
+	snatPorts prometheus.Gauge
 }
 
 // Labels of SocketsEnded.
@@ -57,17 +64,33 @@ func New(version string, kernel Kernel) *Metrics {
 			"Connected UDP sockets that were ended so that they connect anew.", "reason"),
 		SocketWalksFailed: counter("fairlead_udp_socket_walks_failed_total",
 			"Searches for stale UDP sockets that failed wholly or in some namespace."),
+		ProgramsRestored: counter("fairlead_tc_programs_restored_total",
+			"Programs on network devices that somebody else had removed and that are back."),
+		flows: gauges("fairlead_flows",
+			"Flows of the packet path, as of a few seconds ago; fairlead inspect flows shows them.", "protocol"),
+		snatPorts: gauge("fairlead_snat_ports_in_use",
+			"Flows among these that have a source port of the node's."),
 	}
 	// Series that exist from the start can be alerted on.
 	m.SocketsEnded.WithLabelValues(ReasonBackendGone)
 	m.SocketsEnded.WithLabelValues(ReasonBackendCame)
+	m.SetFlows(nil, 0)
 	info := gauges("fairlead_build_info", "1, labelled with the version.", "version")
 	info.WithLabelValues(version).Set(1)
 	m.kubeProxy.register(m.registry)
 	m.registry.MustRegister(m.FailedServices, m.RepairedRows, m.Warnings,
-		m.SocketsEnded, m.SocketWalksFailed, info, kernelCollector{kernel},
+		m.SocketsEnded, m.SocketWalksFailed, m.ProgramsRestored, m.flows, m.snatPorts, info, kernelCollector{kernel},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// SetFlows records how many flows there are by protocol, and how many of them have a
+// source port of the node's.
+func (m *Metrics) SetFlows(flows map[lb.Protocol]int, snatPorts int) {
+	for _, p := range []lb.Protocol{lb.TCP, lb.UDP, lb.SCTP} {
+		m.flows.WithLabelValues(p.String()).Set(float64(flows[p]))
+	}
+	m.snatPorts.Set(float64(snatPorts))
 }
 
 // Handler serves the metrics.
@@ -86,16 +109,42 @@ var (
 		[]string{"event"}, nil)
 )
 
+// What the packet path counts has metrics of its own as well, since alerts are made
+// of it.
+var (
+	collisionsDesc = prometheus.NewDesc("fairlead_snat_collisions_total",
+		"Source ports that were tried for a flow and were taken.", nil, nil)
+	exhaustedDesc = prometheus.NewDesc("fairlead_snat_exhausted_total",
+		"Packets dropped because no source port was free for their flow; widen --snat-ports.", nil, nil)
+	droppedDesc = prometheus.NewDesc("fairlead_packets_dropped_total",
+		"Packets that the packet path dropped or refused, by reason.", []string{"reason"}, nil)
+)
+
+// dropReason returns the reason in the name of an event that is a dropped packet.
+func dropReason(event string) (reason string, dropped bool) {
+	if event == "packet_pass" || event == "packet_translate" {
+		return "", false
+	}
+	if reason, dropped = strings.CutPrefix(event, "packet_"); dropped {
+		return reason, true
+	}
+	return strings.CutPrefix(event, "drop_")
+}
+
 // Describe implements prometheus.Collector.
 func (c kernelCollector) Describe(ch chan<- *prometheus.Desc) {
-	ch <- writesDesc
-	ch <- eventsDesc
+	for _, desc := range []*prometheus.Desc{writesDesc, eventsDesc, collisionsDesc, exhaustedDesc, droppedDesc} {
+		ch <- desc
+	}
 }
 
 // Collect implements prometheus.Collector.
 func (c kernelCollector) Collect(ch chan<- prometheus.Metric) {
+	send := func(desc *prometheus.Desc, n uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), labels...)
+	}
 	for table, n := range c.kernel.Writes() {
-		ch <- prometheus.MustNewConstMetric(writesDesc, prometheus.CounterValue, float64(n), table)
+		send(writesDesc, n, table)
 	}
 	events, err := c.kernel.Events()
 	if err != nil {
@@ -103,6 +152,11 @@ func (c kernelCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	for name, n := range events {
-		ch <- prometheus.MustNewConstMetric(eventsDesc, prometheus.CounterValue, float64(n), name)
+		send(eventsDesc, n, name)
+		if reason, dropped := dropReason(name); dropped {
+			send(droppedDesc, n, reason)
+		}
 	}
+	send(collisionsDesc, events["snat_collision"])
+	send(exhaustedDesc, events["drop_snat_exhausted"])
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
 )
 
 // kernel is a Kernel with fixed numbers.
@@ -31,8 +33,12 @@ func scrape(m *Metrics) (code int, page string) {
 func TestPage(t *testing.T) {
 	m := New("v1.2.3", kernel{
 		writes: map[string]uint64{"frontends": 3},
-		events: map[string]uint64{"connect_tcp_translate": 5},
+		events: map[string]uint64{
+			"connect_tcp_translate": 5, "packet_pass": 6, "packet_translate": 7, "packet_no_backend": 8,
+			"snat_collision": 9, "drop_snat_exhausted": 10, "flow_request": 11,
+		},
 	})
+	m.SetFlows(map[lb.Protocol]int{lb.TCP: 3, lb.UDP: 4}, 2)
 	m.Synced(time.Now(), true)
 	m.SocketsEnded.WithLabelValues(ReasonBackendGone).Add(2)
 	code, page := scrape(m)
@@ -48,12 +54,24 @@ func TestPage(t *testing.T) {
 		`fairlead_udp_sockets_ended_total{reason="backend_came"} 0`,
 		`fairlead_repaired_rows_total 0`,
 		`fairlead_services_failed 0`,
+		`fairlead_flows{protocol="TCP"} 3`,
+		`fairlead_flows{protocol="UDP"} 4`,
+		`fairlead_flows{protocol="SCTP"} 0`,
+		`fairlead_snat_ports_in_use 2`,
+		`fairlead_snat_collisions_total 9`,
+		`fairlead_snat_exhausted_total 10`,
+		`fairlead_datapath_events_total{event="drop_snat_exhausted"} 10`,
+		`fairlead_packets_dropped_total{reason="snat_exhausted"} 10`,
+		`fairlead_packets_dropped_total{reason="no_backend"} 8`,
 		`kubeproxy_sync_proxy_rules_service_changes_total 0`,
 		`kubeproxy_sync_proxy_rules_endpoint_changes_total 0`,
 	} {
 		if !strings.Contains(page, "\n"+line+"\n") {
 			t.Errorf("the page has no line %s", line)
 		}
+	}
+	if n := strings.Count(page, "\nfairlead_packets_dropped_total{"); n != 2 {
+		t.Errorf("%d reasons for dropping a packet, want 2", n)
 	}
 }
 

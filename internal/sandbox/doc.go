@@ -7,6 +7,7 @@
 // has no default route. The demo and every test that sends a packet use it.
 //
 //	Node       the node's namespace with its bridge; adds and removes pods
+//	Network    namespaces for topologies of several nodes, connected by hand
 //	Namespace  one network namespace; sockets and processes are made in it
 //	Cgroup     a cgroup of our own for this process, so that programs attached
 //	           there see nobody else's sockets

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Is a packet's checksum there, or does it wait for the device that sends it?
+ */
+#pragma once
+
+#include <stddef.h>
+
+#include <bpf/bpf_core_read.h>
+
+#include "packet.h"
+
+/* The kernel's own form of a packet, as far as it is read. */
+struct sk_buff {
+	__u8 ip_summed : 2;
+} __attribute__((preserve_access_index));
+
+/* From the kernel's skbuff.h: the device, or whoever takes the packet apart, puts
+ * the checksum in.
+ */
+#define CHECKSUM_PARTIAL 3
+
+/* Linux 6.2. */
+extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
+
+/*
+ * bpf_l4_csum_replace leaves a checksum that is not there yet alone unless it is the
+ * pseudo-header that has changed. So it is tried on the first bytes behind the IP
+ * header, whatever they are.
+ */
+static __always_inline bool packet_is_left_alone(struct __sk_buff *ctx, const struct packet *p)
+{
+	__u16 before, after;
+
+	if (bpf_skb_load_bytes(ctx, p->l4, &before, sizeof(before)) ||
+	    bpf_l4_csum_replace(ctx, p->l4, 0, 1, 0) ||
+	    bpf_skb_load_bytes(ctx, p->l4, &after, sizeof(after)))
+		return false;
+	if (before == after)
+		return true;
+	bpf_skb_store_bytes(ctx, p->l4, &before, sizeof(before), 0);
+	return false;
+}
+
+/*
+ * Does the checksum behind the packet's IP header wait for the device? Where the kernel
+ * does not tell (before Linux 6.2, or without type information) it is found out.
+ */
+static __always_inline bool skb_is_partial(struct __sk_buff *ctx, const struct packet *p)
+{
+	struct sk_buff *skb;
+
+	if (!bpf_cast_to_kern_ctx || !bpf_core_field_exists(struct sk_buff, ip_summed))
+		return packet_is_left_alone(ctx, p);
+	skb = bpf_cast_to_kern_ctx(ctx);
+	return BPF_CORE_READ_BITFIELD(skb, ip_summed) == CHECKSUM_PARTIAL;
+}
