@@ -10,6 +10,7 @@
 #pragma once
 
 #include "affinity.h"
+#include "conntrack.h"
 #include "route.h"
 
 /* What is too much for the stack. No program interrupts another one here. */
@@ -83,26 +84,6 @@ static __always_inline enum begin answer_insert(struct work *w)
 		       : BEGIN_DONE;
 }
 
-/* The kernel's connection tracking, see has_conntrack. The loader wants the struct to
- * be one, not which.
- */
-struct nf_conn {
-	unsigned long status;
-};
-
-struct ct_opts {
-	__s32 netns_id;
-	__s32 error;
-	__u8 l4proto;
-	__u8 dir;
-	__u8 reserved[2];
-};
-
-extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *ctx, struct bpf_sock_tuple *tuple,
-					 __u32 tuple_size, struct ct_opts *opts,
-					 __u32 opts_size) __ksym __weak;
-extern void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
-
 /* The tuple of the flow's answers. */
 static __always_inline __u32 answer_tuple(const struct packet *p, const struct flow *flow,
 					  struct bpf_sock_tuple *tuple)
@@ -137,18 +118,12 @@ static __always_inline bool socket_has(struct __sk_buff *ctx, __u8 proto,
 	return true;
 }
 
-/* ... or another's, who goes by the node's address by the kernel's own NAT? It knows
- * no SCTP here.
- */
+/* ... or another's, who goes by the node's address by the kernel's own NAT? */
 static __always_inline bool conntrack_has(struct __sk_buff *ctx, __u8 proto,
 					  struct bpf_sock_tuple *tuple, __u32 size)
 {
-	struct ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS, .l4proto = proto };
-	struct nf_conn *ct;
+	struct nf_conn *ct = conntrack_find(ctx, proto, tuple, size);
 
-	if (!has_conntrack || proto == IPPROTO_SCTP)
-		return false;
-	ct = bpf_skb_ct_lookup(ctx, tuple, size, &opts, sizeof(opts));
 	if (!ct)
 		return false;
 	bpf_ct_release(ct);

@@ -83,7 +83,7 @@ __noinline int icmp_parse(struct __sk_buff *ctx, struct packet *inner)
 /*
  * Makes p->key that of the packets which the error, p, travels like: both ends of the
  * quoted packet, the other way round. Not 0, and p as it was, when the quotation has
- * no ports.
+ * no ports or is of a packet that another than the error's receiver has sent.
  */
 __noinline int icmp_inner(struct __sk_buff *ctx, struct packet *p)
 {
@@ -95,7 +95,8 @@ __noinline int icmp_inner(struct __sk_buff *ctx, struct packet *p)
 	inner.l3 = p->l4 + sizeof(struct icmp_head);
 	inner.flags = p->flags & PACKET_V6;
 	if (icmp_parse(ctx, &inner) != PARSED || inner.flags & PACKET_LATER_FRAGMENT ||
-	    !has_ports(inner.proto) || inner.l4 + sizeof(ports) > p->end ||
+	    !has_ports(inner.proto) || addr_diff(&inner.key.src, &p->key.dst) ||
+	    inner.l4 + sizeof(ports) > p->end ||
 	    bpf_skb_load_bytes(ctx, inner.l4, &ports, sizeof(ports)))
 		return -1;
 	p->key.src = inner.key.dst;

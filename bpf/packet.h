@@ -109,6 +109,16 @@ static __always_inline bool is_icmp_error(bool v6, __u8 type)
 #define IP_DONT_FRAGMENT 0x4000
 #define IP_OFFSET 0x1fff
 
+/* Where a packet ends that has length bytes from an offset on. One that is too long for
+ * the field, and that the kernel will cut into pieces later, has 0 there (BIG TCP).
+ */
+static __always_inline __u32 packet_end(struct __sk_buff *ctx, __u32 offset, __be16 length)
+{
+	if (!length && ctx->gso_segs)
+		return ctx->len;
+	return offset + bpf_ntohs(length);
+}
+
 static __always_inline enum parsed parse_v4(struct __sk_buff *ctx, struct packet *p)
 {
 	struct iphdr ip;
@@ -117,14 +127,14 @@ static __always_inline enum parsed parse_v4(struct __sk_buff *ctx, struct packet
 	if (bpf_skb_load_bytes(ctx, p->l3, &ip, sizeof(ip)))
 		return PARSED_MALFORMED;
 	header = ip.ihl * 4;
-	if (ip.version != 4 || header < sizeof(ip) || bpf_ntohs(ip.tot_len) < header)
+	if (ip.version != 4 || header < sizeof(ip))
 		return PARSED_MALFORMED;
 	p->key.src = addr_from_v4(ip.saddr);
 	p->key.dst = addr_from_v4(ip.daddr);
 	p->proto = ip.protocol;
 	p->ttl = ip.ttl;
 	p->l4 = p->l3 + header;
-	p->end = p->l3 + bpf_ntohs(ip.tot_len);
+	p->end = packet_end(ctx, p->l3, ip.tot_len);
 	if (ip.frag_off & bpf_htons(IP_OFFSET | IP_MORE_FRAGMENTS)) {
 		p->flags |= ip.frag_off & bpf_htons(IP_OFFSET) ? PACKET_LATER_FRAGMENT
 							       : PACKET_FIRST_FRAGMENT;
@@ -213,7 +223,7 @@ static __always_inline enum parsed parse_v6(struct __sk_buff *ctx, struct packet
 	p->proto = ip.nexthdr;
 	p->ttl = ip.hop_limit;
 	p->l4 = p->l3 + sizeof(ip);
-	p->end = p->l4 + bpf_ntohs(ip.payload_len);
+	p->end = packet_end(ctx, p->l4, ip.payload_len);
 	return parse_extensions(ctx, &p->l4, &p->proto, &p->flags, &p->fragment_id);
 }
 
@@ -271,5 +281,8 @@ static __always_inline enum parsed packet_parse(struct __sk_buff *ctx, struct pa
 		parsed = parse_v6(ctx, p);
 	else
 		return PARSED_NOT_IP;
+	/* What is shorter than it says has lost something on the way. */
+	if (parsed == PARSED && (p->end < p->l4 || p->end > ctx->len))
+		return PARSED_MALFORMED;
 	return parsed == PARSED ? parse_l4(ctx, p) : parsed;
 }

@@ -203,7 +203,7 @@ static __always_inline enum verdict tc_address(const struct packet *p)
 }
 
 /* Decides about a packet that no flow knows. */
-static __always_inline enum verdict tc_find(struct work *w)
+static __always_inline enum verdict tc_find(struct __sk_buff *ctx, struct work *w)
 {
 	struct packet *p = &w->packet;
 	struct request req = {};
@@ -218,7 +218,11 @@ static __always_inline enum verdict tc_find(struct work *w)
 	verdict = lb_find(&req, &w->target);
 	if (w->target.loopback)
 		return VERDICT_PASS; /* of the node's own sockets */
-	return tc_is_allowed(p, &w->target) ? verdict : VERDICT_DENIED;
+	if (!tc_is_allowed(p, &w->target))
+		return VERDICT_DENIED;
+	if (w->target.kind && conntrack_serves(ctx, p, w->target.service_id))
+		return VERDICT_PASS;
+	return verdict;
 }
 
 /* Decides about a packet that belongs to no flow and may begin one. */
@@ -243,7 +247,7 @@ __noinline int packet_new(struct __sk_buff *ctx)
 	w->inside = p->flags & PACKET_LOCAL || device_is_pod(device) ||
 		    is_cluster_source(&p->key.src);
 	__builtin_memset(&w->target, 0, sizeof(w->target));
-	verdict = tc_find(w);
+	verdict = tc_find(ctx, w);
 	count(COUNTER_PACKET_PASS + verdict);
 	switch (verdict) {
 	case VERDICT_PASS:

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' internal | while IFS=: read -r file func; do
+grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' internal tests/packets | while IFS=: read -r file func; do
 	target=${func#func }
 	echo "fuzz: $target in $(dirname "$file")"
 	go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-10s}" -parallel 2 "./$(dirname "$file")" </dev/null
