@@ -199,6 +199,9 @@ func (d *devices) apply() {
 	if err == nil && !d.begun {
 		d.begun = true
 		d.log.Info("programs are on devices", logfield.Count(d.attached), logfield.Devices(hooked(d.want)))
+		if len(hooked(d.want)) == 0 {
+			d.log.Warn(noDevice + "; nobody is served by packets")
+		}
 	}
 	d.checkForwarding()
 }
@@ -320,13 +323,18 @@ func (d *devices) publish(err error) {
 			s.Unsupported = append(s.Unsupported, device.Name+": "+device.Unsupported)
 		}
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		s.Problem = err.Error()
+	case s.Devices == 0:
+		s.Problem = noDevice
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.state = s
 }
+
+const noDevice = "the node has none of --devices"
 
 // State returns the state; it may be called from any goroutine.
 func (d *devices) State() PacketState {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,6 +27,7 @@ import (
 // fakeKernel stands for the rows and the programs of devices. It notes in done what
 // is asked of it.
 type fakeKernel struct {
+	mu       sync.Mutex // of what tests change meanwhile
 	done     []string
 	rows     map[uint32]datapath.Device
 	applyErr error
@@ -47,6 +49,8 @@ func (k *fakeKernel) SetDevices(devices []datapath.Device) error {
 
 func (k *fakeKernel) Apply(devices []attach.Device) (int, error) {
 	k.done = append(k.done, fmt.Sprint("programs ", hooked(devices)))
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if k.applyErr != nil {
 		return 0, k.applyErr
 	}
@@ -54,18 +58,34 @@ func (k *fakeKernel) Apply(devices []attach.Device) (int, error) {
 }
 
 func (k *fakeKernel) Check() ([]string, error) {
-	removed := k.removed
-	return removed, nil
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.removed, nil
+}
+
+func (k *fakeKernel) failWith(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.applyErr = err
+}
+
+// remove has Check find each time that these have been removed.
+func (k *fakeKernel) remove(programs ...string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.removed = programs
 }
 
 func (k *fakeKernel) Close() error { k.closed = true; return nil }
 
-// fakeDevices returns devices that run without watch, and what becomes of them.
-func fakeDevices(t *testing.T, held ...datapath.Device) (*devices, *fakeKernel, *observer.ObservedLogs) {
+// fakeDevices returns devices that run without watch, changed before that, and what
+// becomes of them.
+func fakeDevices(t *testing.T, change func(*devices)) (*devices, *fakeKernel, *observer.ObservedLogs) {
 	core, logs := observer.New(zap.InfoLevel)
 	kernel := &fakeKernel{}
-	d := newDevices(attach.DeviceFilter{}, nil, nil, held, zap.New(core))
+	d := newDevices(attach.DeviceFilter{}, nil, nil, nil, zap.New(core))
 	d.rows, d.programs, d.count = kernel, kernel, func(int) {}
+	change(d)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); d.run(ctx) }()
@@ -92,7 +112,7 @@ func messages(logs *observer.ObservedLogs) (out []string) {
 
 func TestProgramsComeAfterTheRowsOfTheirDevicesAndGoBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, kernel, _ := fakeDevices(t)
+		d, kernel, _ := fakeDevices(t, func(*devices) {})
 		d.lists <- []attach.Device{device(1, "a"), device(2, "b")}
 		time.Sleep(3 * checkEvery)
 		synctest.Wait()
@@ -115,16 +135,16 @@ func TestProgramsComeAfterTheRowsOfTheirDevicesAndGoBefore(t *testing.T) {
 
 func TestAFailureIsToldOnceAndSoIsItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, kernel, logs := fakeDevices(t)
+		d, kernel, logs := fakeDevices(t, func(*devices) {})
 		d.ready.give()
-		kernel.applyErr = errors.New("no")
+		kernel.failWith(errors.New("no"))
 		d.lists <- []attach.Device{device(1, "a")}
 		time.Sleep(10 * checkEvery)
 		synctest.Wait()
 		if s := d.State(); s.Problem != "no" || s.Attached != 0 || s.Devices != 1 {
 			t.Errorf("state %+v", s)
 		}
-		kernel.applyErr = nil
+		kernel.failWith(nil)
 		time.Sleep(2 * checkEvery)
 		synctest.Wait()
 		if s := d.State(); s.Problem != "" || s.Attached != 1 {
@@ -142,14 +162,13 @@ func TestAFailureIsToldOnceAndSoIsItsEnd(t *testing.T) {
 // Two who quarrel over a device do not fill the log.
 func TestRestoredProgramsAreToldOnceInAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, kernel, logs := fakeDevices(t)
 		restored := 0
-		d.count = func(n int) { restored += n }
+		d, kernel, logs := fakeDevices(t, func(d *devices) { d.count = func(n int) { restored += n } })
 		d.ready.give()
 		d.lists <- []attach.Device{device(1, "a")}
 		synctest.Wait()
 		logs.TakeAll()
-		kernel.removed = []string{"a ingress"}
+		kernel.remove("a ingress")
 		time.Sleep(restoredAgain / 2)
 		synctest.Wait()
 		if n := logs.Len(); n != 1 {
@@ -163,7 +182,7 @@ func TestRestoredProgramsAreToldOnceInAWhile(t *testing.T) {
 
 func TestDevicesLeftOutAreToldOnceForEachReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, _, logs := fakeDevices(t)
+		d, _, logs := fakeDevices(t, func(*devices) {})
 		d.ready.give()
 		out := func(index int, reason string) attach.Device {
 			return attach.Device{Index: index, Name: fmt.Sprint("d", index), Unsupported: reason}
@@ -187,7 +206,9 @@ func TestDevicesLeftOutAreToldOnceForEachReason(t *testing.T) {
 // Which devices are pods' can be told only when the Node's addresses are known.
 func TestRowsOfAnEarlierAgentHoldUntilTheNodeIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, kernel, _ := fakeDevices(t, datapath.Device{Index: 1, L3Index: 1}, datapath.Device{Index: 9})
+		d, kernel, _ := fakeDevices(t, func(d *devices) {
+			d.held = map[uint32]datapath.Device{1: {Index: 1, L3Index: 1}, 9: {Index: 9}}
+		})
 		d.ready.give()
 		mistaken := device(1, "uplink")
 		mistaken.Pod = true
@@ -207,11 +228,10 @@ func TestRowsOfAnEarlierAgentHoldUntilTheNodeIsKnown(t *testing.T) {
 
 func TestOtherVersionsAreTakenOverWhenOursServe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, kernel, _ := fakeDevices(t)
 		took := 0
-		d.takeOver = func() { took++ }
+		d, kernel, _ := fakeDevices(t, func(d *devices) { d.takeOver = func() { took++ } })
 		d.ready.give()
-		kernel.applyErr = errors.New("no")
+		kernel.failWith(errors.New("no"))
 		d.lists <- []attach.Device{device(1, "a")}
 		d.synced.give()
 		time.Sleep(2 * checkEvery)
@@ -219,7 +239,7 @@ func TestOtherVersionsAreTakenOverWhenOursServe(t *testing.T) {
 		if took != 0 {
 			t.Error("the others were removed before ours were attached")
 		}
-		kernel.applyErr = nil
+		kernel.failWith(nil)
 		time.Sleep(5 * checkEvery)
 		synctest.Wait()
 		if took != 1 {

@@ -9,9 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
-
-	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
 
 // Each object is absurd in its own way. What it says that can be understood is
@@ -34,12 +31,12 @@ func TestAbsurdObjectsGetAWarningAndTheirSafestMeaning(t *testing.T) {
 		c.manifests(a.name+".yaml", service(a.name, 10+i, a.spec), slice(a.name, endpoint(11, "")))
 	}
 	agent := c.start()
+	// Quotes are escaped in the log.
+	logs := func() string { return strings.ReplaceAll(agent.Logs(), `\"`, `"`) }
 	for i, a := range absurd {
 		c.answers(vip(10+i, 80), 11)
-		// Quotes are escaped in the log.
-		if log := strings.ReplaceAll(agent.Logs(), `\"`, `"`); strings.Count(log, a.want) != 1 || !strings.Contains(log, "Service test/"+a.name) {
-			t.Errorf("%s: the log does not say once that %s", a.name, a.want)
-		}
+		saysOnce(t, logs, a.want)
+		says(t, logs, "Service test/"+a.name)
 	}
 	for name, want := range map[string]uint32{"zero": 10800, "below": 10800, "huge": 86400, "sticky": 0} {
 		if got := c.explainJSON("test/" + name).Ports[0].AffinitySeconds; got != want {
@@ -47,9 +44,7 @@ func TestAbsurdObjectsGetAWarningAndTheirSafestMeaning(t *testing.T) {
 		}
 	}
 	for _, want := range []string{"topology hints for zones have no effect here", "which address is its own is unknown"} {
-		if !strings.Contains(agent.Logs(), want) {
-			t.Errorf("about the node's lack of zone and address the log does not say %q", want)
-		}
+		says(t, agent.Logs, want)
 	}
 	c.answersTo(c.node.Namespace(), "127.0.0.1:30080", 11)
 	c.answers("10.244.0.1:30080", 11) // as of all local addresses
@@ -79,20 +74,13 @@ func TestAThousandSourceRangesAreKept(t *testing.T) {
 	if err != nil || json.Unmarshal([]byte(out), &rows) != nil || len(rows) != 1 || len(rows[0].SourceRanges) != 1000 {
 		t.Errorf("inspect services: %v, %.500s", err, out)
 	}
-	if n := strings.Count(agent.Logs(), "nonsense"); n != 1 {
-		t.Errorf("the range that is none is named %d times, want once", n)
-	}
+	saysOnce(t, agent.Logs, "nonsense")
 	ranges = append(ranges, "10.244.0.2/32")
 	write()
 	c.answers("203.0.113.10:80", 11)
 
 	ranges = ranges[:0]
 	write() // only what is no range: everybody may
-	testutil.Eventually(t, 10*time.Second, "a warning", func() error {
-		if !strings.Contains(agent.Logs(), "none is left, so every source may connect") {
-			return errNotYet
-		}
-		return nil
-	})
+	says(t, agent.Logs, "none is left, so every source may connect")
 	c.answersTo(c.node.Namespace(), "203.0.113.10:80", 11)
 }

@@ -353,6 +353,27 @@ func (c *cluster) frontends() map[string]int {
 	return got
 }
 
+// says waits until an agent's log holds want. What an agent does can be seen before
+// what it says of it: it may speak afterwards, and a pipe is in between.
+func says(t *testing.T, logs func() string, want string) {
+	t.Helper()
+	testutil.Eventually(t, 10*time.Second, fmt.Sprintf("%q in the log", want), func() error {
+		if !strings.Contains(logs(), want) {
+			return errNotYet
+		}
+		return nil
+	})
+}
+
+// saysOnce is says for what an agent is to say no more than once.
+func saysOnce(t *testing.T, logs func() string, want string) {
+	t.Helper()
+	says(t, logs, want)
+	if n := strings.Count(logs(), want); n != 1 {
+		t.Errorf("%q is in the log %d times, want once", want, n)
+	}
+}
+
 // pinnedMap opens a map of the agent.
 func (c *cluster) pinnedMap(name string) *ebpf.Map {
 	c.t.Helper()

@@ -209,9 +209,7 @@ func TestFlagsBeatTheConfigurationFile(t *testing.T) {
 		t.Errorf("profiles with enableProfiling: %d, %v", got.code, err)
 	}
 	for _, field := range []string{"ipvs.strictARP", "portRange", "fromTheFuture"} {
-		if n := strings.Count(agent.logs(), field); n != 1 {
-			t.Errorf("%s is named %d times, want once:\n%s", field, n, agent.logs())
-		}
+		saysOnce(t, agent.logs, field)
 	}
 }
 
@@ -297,12 +295,7 @@ func TestAChangedConfigurationThatCannotBeUsedIsPassedOver(t *testing.T) {
 	if err := os.WriteFile(file, []byte("kind: ["), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	testutil.Eventually(t, 20*time.Second, "the mistake is told", func() error {
-		if n := strings.Count(agent.logs(), "the configuration has changed and cannot be used"); n != 1 {
-			return fmt.Errorf("%d lines about it", n)
-		}
-		return nil
-	})
+	saysOnce(t, agent.logs, "the configuration has changed and cannot be used")
 	c.ready("127.0.0.1:10256")
 	if strings.Contains(agent.logs(), "starting anew") {
 		t.Error("the agent began anew with a file that cannot be used")

@@ -119,12 +119,7 @@ func TestPortsThatAreTakenAreTriedAgain(t *testing.T) {
 	}
 	agent := c.start()
 	for _, want := range []string{"health check node port cannot be opened; trying again", "cannot listen; trying again"} {
-		testutil.Eventually(t, 10*time.Second, "a warning", func() error {
-			if n := strings.Count(agent.Logs(), want); n != 1 {
-				return fmt.Errorf("it is in the log %d times: %q", n, want)
-			}
-			return nil
-		})
+		saysOnce(t, agent.Logs, want)
 	}
 	for _, l := range squatters {
 		if err := l.Close(); err != nil {
@@ -137,9 +132,7 @@ func TestPortsThatAreTakenAreTriedAgain(t *testing.T) {
 		return err
 	})
 	for _, want := range []string{"no trouble any more", "listening at last"} {
-		if !strings.Contains(agent.Logs(), want) {
-			t.Errorf("the log does not say %q", want)
-		}
+		says(t, agent.Logs, want)
 	}
 }
 
