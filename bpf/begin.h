@@ -225,7 +225,7 @@ static __always_inline bool device_is_pod(const struct device *device)
 	return device && device->flags & DEVICE_POD;
 }
 
-/* Begins a flow with the chosen backend. hide asks for a source of the node's. */
+/* Begins a flow with the chosen backend. hide asks for a source that is free. */
 __noinline int flow_begin_with(struct __sk_buff *ctx, int hide)
 {
 	struct device *in, *out = NULL;
@@ -250,13 +250,18 @@ __noinline int flow_begin_with(struct __sk_buff *ctx, int hide)
 	f->state = 0;
 	local = w->packet.flags & PACKET_LOCAL;
 	f->flags = (local ? FLOW_NODE : 0) | (w->inside ? 0 : FLOW_OUTSIDE);
+	f->ifindex = w->packet.ifindex;
 	flow_locate(ctx, &w->packet, f);
 
 	/* A length of 1 fits: how much does is asked for each packet. */
 	route = route_find(ctx, &w->packet, f, w->l3_ifindex, 1, BPF_FIB_LOOKUP_SRC, &w->fib);
-	if (route == ROUTE_HERE)
+	if (route == ROUTE_HERE) {
 		/* Out of its own stack no packet gets back in. */
-		return local ? BEGIN_NO_ROUTE : (int)answer_insert(w);
+		if (local)
+			return BEGIN_NO_ROUTE;
+		/* The client keeps its address, for there is but one stack to answer. */
+		return hide ? snat_begin(ctx) : (int)answer_insert(w);
+	}
 	if (route != ROUTE_OUT)
 		return BEGIN_NO_ROUTE;
 

@@ -34,12 +34,18 @@ static __always_inline void fib_addr(__be32 *v4, __u32 *v6, const struct addr *a
 		*v4 = w[3];
 }
 
-/* Bytes that must fit through the device at once, from the IP header on. */
+/*
+ * Bytes that must fit through the device at once, from the IP header on; 0 when that is
+ * not known. SCTP has cut its packets already, and says nothing about it (GSO_BY_FRAGS):
+ * it finds a narrow way by what it sends again, alone.
+ */
 static __always_inline __u32 packet_length(struct __sk_buff *ctx, const struct packet *p)
 {
 	if (ctx->gso_segs > 1) {
 		__u32 head = p->proto == IPPROTO_TCP ? p->code : sizeof(struct udphdr);
 
+		if (p->proto == IPPROTO_SCTP)
+			return 0;
 		return ctx->gso_size + (p->l4 - p->l3) + head;
 	}
 	return p->end - p->l3;
@@ -63,8 +69,8 @@ static __always_inline void fib_fill(struct bpf_fib_lookup *fib, const struct pa
 
 /*
  * Looks up the way that a packet of the flow takes to its backend, as if it came in
- * by l3_ifindex. length is above 0. With BPF_FIB_LOOKUP_SRC the source becomes the
- * preferred one, if the kernel can tell.
+ * by l3_ifindex. With length 0 the device is asked whether it fits. With
+ * BPF_FIB_LOOKUP_SRC the source becomes the preferred one, if the kernel can tell.
  */
 static __always_inline enum route route_find(struct __sk_buff *ctx, const struct packet *p,
 					     const struct flow *flow, __u32 l3_ifindex,
@@ -140,6 +146,32 @@ static __always_inline int route_answer(struct __sk_buff *ctx, struct packet *p,
 	}
 	count(COUNTER_FLOW_REDIRECT);
 	return bpf_redirect(flow->ifindex, 0);
+}
+
+/*
+ * Hands an answer for a process of the node to the stack, as if it had come in by the
+ * device that the request went out of: there the way to the VIP leads, and a strict
+ * rp_filter asks for that.
+ */
+static __always_inline int route_deliver(struct __sk_buff *ctx, struct packet *p,
+					 const struct flow *flow)
+{
+	__u8 none[ETH_ALEN] = {};
+	__u32 ifindex = flow->ifindex;
+	struct device *device;
+
+	if (ifindex == p->ifindex)
+		return TC_ACT_UNSPEC;
+	device = bpf_map_lookup_elem(&devices, &ifindex);
+	if (!device)
+		return TC_ACT_UNSPEC;
+	/* What is for another's Ethernet address the kernel drops. */
+	if (__builtin_memcmp(device->mac, none, ETH_ALEN) &&
+	    (route_make_l2(ctx, p) || bpf_skb_store_bytes(ctx, 0, device->mac, ETH_ALEN, 0))) {
+		count(COUNTER_DROP_MALFORMED);
+		return TC_ACT_SHOT;
+	}
+	return bpf_redirect(ifindex, BPF_F_INGRESS);
 }
 
 /* The index that routes know the packet's device by. */

@@ -146,7 +146,7 @@ static __always_inline int tc_answer(struct __sk_buff *ctx, struct work *w, stru
 	if (!(p->flags & PACKET_EGRESS)) {
 		if (flow->flags & FLOW_NODE)
 			return tc_rewrite(ctx, flow, false) ? tc_drop(COUNTER_DROP_MALFORMED)
-							    : TC_NEXT;
+							    : route_deliver(ctx, p, flow);
 		return flow->flags & FLOW_REDIRECT ? tc_redirect_answer(ctx, w, flow) : TC_NEXT;
 	}
 	if (flow->flags & FLOW_NODE)

@@ -367,11 +367,11 @@ struct flow {
 	__be16 sport;
 	__be16 dport;
 	__u32 service_id;
-	__u32 generation; /* of the backend's range, with the side, or RANGE_UNKNOWN */
-	__u32 ifindex;	  /* the client's device */
-	__u32 last_sec;	  /* last packet in either direction, CLOCK_MONOTONIC seconds */
-	__u32 state;	  /* enum flow_state */
-	__u32 flags;	  /* enum flow_flag */
+	__u32 generation;   /* of the backend's range, with the side, or RANGE_UNKNOWN */
+	__u32 ifindex;	    /* the client's device */
+	__u32 last_sec;	    /* last packet in either direction, CLOCK_MONOTONIC seconds */
+	__u32 state;	    /* enum flow_state */
+	__u32 flags;	    /* enum flow_flag */
 	__u8 client_mac[6]; /* the neighbour that requests come from */
 	__u8 node_mac[6];   /* the address they are sent to */
 };

@@ -18,7 +18,7 @@ type Network struct {
 	base string
 
 	mu         sync.Mutex
-	namespaces map[*Namespace]bool
+	namespaces []*Namespace
 }
 
 // NewNetwork returns a network without namespaces. Their names will begin with
@@ -27,34 +27,20 @@ func NewNetwork(prefix string) (*Network, error) {
 	if prefix == "" || strings.Contains(prefix, "/") {
 		return nil, fmt.Errorf("make network: %q is no prefix for file names", prefix)
 	}
-	return &Network{base: uniqueName(prefix), namespaces: map[*Namespace]bool{}}, nil
+	return &Network{base: uniqueName(prefix)}, nil
 }
 
 // AddNamespace makes a namespace that has nothing but its loopback link. It is
-// removed with RemoveNamespace or with the network.
+// removed with the network.
 func (n *Network) AddNamespace(name string) (*Namespace, error) {
 	ns, err := newNamespace(n.base + "-" + name)
 	if err != nil {
 		return nil, err
 	}
 	n.mu.Lock()
-	n.namespaces[ns] = true
+	n.namespaces = append(n.namespaces, ns)
 	n.mu.Unlock()
 	return ns, nil
-}
-
-// RemoveNamespace removes a namespace's name. Sockets in it and the links they
-// use live on until they are closed, so links that must go at once are to be
-// deleted before. Removing a namespace twice does nothing.
-func (n *Network) RemoveNamespace(ns *Namespace) error {
-	n.mu.Lock()
-	found := n.namespaces[ns]
-	delete(n.namespaces, ns)
-	n.mu.Unlock()
-	if !found {
-		return nil
-	}
-	return ns.close()
 }
 
 // Close removes the network with all its namespaces.
@@ -62,10 +48,10 @@ func (n *Network) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var errs []error
-	for ns := range n.namespaces {
+	for _, ns := range n.namespaces {
 		errs = append(errs, ns.close())
 	}
-	clear(n.namespaces)
+	n.namespaces = nil
 	return errors.Join(errs...)
 }
 

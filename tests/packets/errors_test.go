@@ -114,7 +114,7 @@ func (w *world) aboutRequest(t *testing.T, fl *flow, kind icmpKind, size int) {
 		}
 		var r result
 		count := map[string]uint64{"flow_error": 1}
-		if fl.way.answerAction() == actRedirect {
+		if fl.way.answerAction() == actRedirect && !fl.way.isLocal() {
 			count["flow_redirect"] = 1
 		}
 		w.counts(t, count, func() { r = w.run(t, fl.way.answer, p) })

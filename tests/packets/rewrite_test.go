@@ -128,9 +128,9 @@ func (w way) action() uint32 {
 }
 
 // answerAction is what is done with answers: those to processes of the node are the
-// stack's.
+// stack's, as if they had come in by the device of the request.
 func (w way) answerAction() uint32 {
-	if w.isLocal() {
+	if w.isLocal() && w.answer.device == w.request.device {
 		return actNext
 	}
 	return w.action()

@@ -3,11 +3,15 @@
 
 package sockets
 
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -type packet_io bpfaffinity ../../bpf/tests/affinity_test.bpf.c -- -O2 -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu
+
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"net/netip"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -15,8 +19,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/fairlead-lb/fairlead/internal/attach"
 	"github.com/fairlead-lb/fairlead/internal/datapath"
 	"github.com/fairlead-lb/fairlead/internal/lb"
 	"github.com/fairlead-lb/fairlead/internal/testutil"
@@ -34,6 +40,15 @@ const long = 10800
 // clientIP returns a change to sessionAffinity ClientIP, or to None for 0 seconds.
 func clientIP(seconds uint32) func(*lb.Service) {
 	return func(spec *lb.Service) { spec.Affinity = seconds }
+}
+
+// rounds is how often a test tries what must hold each time: seldom where somebody
+// waits for emulated processors.
+func rounds(often, seldom int) int {
+	if testing.Short() {
+		return seldom
+	}
+	return often
 }
 
 // ask dials in one way and returns which backend answers.
@@ -90,6 +105,9 @@ func TestAffinity(t *testing.T) {
 		{"on and off at once", affinitySwitchedAtOnce},
 		{"until the backend leaves the set", affinityToABackendThatLeaves},
 		{"not to a backend that is in another frontend's set alone", affinityWhereSetsDiffer},
+		{"one for a pod's sockets and packets", affinityOnBothPaths},
+		{"one for sockets and packets of the node", affinityOfTheNodeOnBothPaths},
+		{"not for a socket with somebody else's address", affinityOfAForeignAddress},
 		{"it survives an agent restart", affinitySurvivesARestart},
 		{"hundreds of first connections at once get one backend", affinityOfManyAtOnce},
 		{"and so do two at the same moment", affinityOfTwoAtOnce},
@@ -108,7 +126,7 @@ func affinityOfClientAndPort(t *testing.T, w *world) {
 		family   int
 	}
 	backends := map[owner]string{}
-	for range 3 {
+	for range rounds(3, 1) {
 		s := w.expose(t, clientIP(long), twelve...)
 		for _, c := range []client{w.pod(), w.process(), w.backendPod("a")} {
 			for _, k := range kinds {
@@ -155,9 +173,7 @@ func affinityOfClientAndPort(t *testing.T, w *world) {
 
 // affinityNamesThePod for those who look at it.
 func affinityNamesThePod(t *testing.T, w *world) {
-	if err := w.datapath.NoClientAddress; err != nil {
-		t.Skipf("this kernel does not tell pods' addresses: %v", err)
-	}
+	w.needClientAddress(t)
 	for _, k := range kinds[:2] {
 		for _, tc := range []struct {
 			c    client
@@ -332,7 +348,7 @@ func affinityToABackendThatLeaves(t *testing.T, w *world) {
 // internalTrafficPolicy Local not each backend is good for each frontend.
 func affinityWhereSetsDiffer(t *testing.T, w *world) {
 	c, k := w.pod(), kinds[0]
-	for range 5 {
+	for range rounds(5, 2) {
 		s := w.expose(t, func(spec *lb.Service) { internalLocal(spec); clientIP(long)(spec) })
 		s.on(t, "other", twelve[4:]...)
 		s.on(t, nodeName, "a:8080")
@@ -345,6 +361,160 @@ func affinityWhereSetsDiffer(t *testing.T, w *world) {
 				t.Errorf("%s: the NodePort is answered by %s, want the client's backend", way.name, got)
 			}
 		}
+	}
+}
+
+// packetPath is what the packet path does for a client with an affinity, over the
+// world's own tables.
+type packetPath struct{ program *ebpf.Program }
+
+func (w *world) packetPath(t *testing.T) packetPath {
+	t.Helper()
+	spec, err := loadBpfaffinity()
+	must(t, err)
+	pinned := map[string]*ebpf.Map{}
+	for name, m := range spec.Maps {
+		if name[0] == '.' {
+			continue
+		}
+		pins := filepath.Join(filepath.Dir(datapath.LinkPath(w.root, "")), "maps")
+		if pinned[name], err = ebpf.LoadPinnedMap(filepath.Join(pins, name), nil); err != nil {
+			t.Fatal(err)
+		}
+		defer pinned[name].Close()
+		m.MaxEntries = pinned[name].MaxEntries()
+	}
+	var cookie uint64
+	must(t, w.node.Namespace().Do(func() (err error) { cookie, err = attach.NetnsCookie(); return err }))
+	must(t, spec.Variables["host_netns_cookie"].Set(cookie))
+	var programs struct {
+		Packet *ebpf.Program `ebpf:"test_packet"`
+	}
+	must(t, spec.LoadAndAssign(&programs, &ebpf.CollectionOptions{MapReplacements: pinned}))
+	t.Cleanup(func() { must(t, programs.Packet.Close()) })
+	return packetPath{programs.Packet}
+}
+
+// ask returns which backend a packet over TCP from a client would go to. local: it is
+// one of a process on the node.
+func (p packetPath) ask(t *testing.T, from netip.Addr, local bool, to netip.AddrPort) string {
+	t.Helper()
+	var io bpfaffinityPacketIo
+	io.Client.B = from.As16()
+	io.Req.Addr.B = to.Addr().As16()
+	io.Req.Port = networkOrder(to.Port())
+	io.Req.Proto = unix.IPPROTO_TCP
+	if local {
+		io.Local = 1
+	}
+	in, err := binary.Append(make([]byte, 14), binary.LittleEndian, io)
+	must(t, err)
+	out := make([]byte, len(in))
+	code, err := p.program.Run(&ebpf.RunOptions{Data: in, DataOut: out})
+	if err != nil || code != 0 {
+		t.Fatalf("packet from %v to %v: program returns %d, %v", from, to, code, err)
+	}
+	_, err = binary.Decode(out[14:], binary.LittleEndian, &io)
+	must(t, err)
+	got := netip.AddrPortFrom(netip.AddrFrom16(io.Choice.Addr.B).Unmap(), networkOrder(io.Choice.Port))
+	for _, b := range twelve {
+		if got == backendAddr(b, 0) || got == backendAddr(b, 1) {
+			return b
+		}
+	}
+	t.Fatalf("packet from %v to %v goes to %v, want a backend", from, to, got)
+	return ""
+}
+
+// networkOrder turns a port to or from the order of packets.
+func networkOrder(port uint16) uint16 {
+	return binary.LittleEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
+}
+
+// needClientAddress skips a test of what follows from a pod's address.
+func (w *world) needClientAddress(t *testing.T) {
+	t.Helper()
+	if err := w.datapath.NoClientAddress; err != nil {
+		t.Skipf("this kernel does not tell pods' addresses: %v", err)
+	}
+}
+
+// wantOne checks that the Service's one client of a family has one entry.
+func (s *service) wantOne(t *testing.T) {
+	t.Helper()
+	if e := s.entries(t); len(e) != 1 {
+		t.Errorf("entries are %v, want one", e)
+	}
+}
+
+// affinityOnBothPaths: the packet path sees a pod's address, the hooks its
+// namespace, and whichever is first decides for both.
+func affinityOnBothPaths(t *testing.T, w *world) {
+	w.needClientAddress(t)
+	packets, way := w.packetPath(t), ways[0]
+	addrs := []netip.Addr{netip.MustParseAddr("10.244.0.20"), netip.MustParseAddr("fd00:244::20")}
+	c := w.addPod(t, addrs...)
+	for _, k := range kinds[:2] {
+		at := addrs[k.family]
+		before, after := w.expose(t, clientIP(long), twelve...), w.expose(t, clientIP(long), twelve...)
+
+		first := packets.ask(t, at, false, before.dial(k))
+		for range 3 {
+			if got := c.ask(t, way, k, before.dial(k)); got != first {
+				t.Errorf("%s: a socket after a packet has backend %s, want %s", k.name, got, first)
+			}
+		}
+		before.wantOne(t)
+
+		second := c.ask(t, way, k, after.dial(k))
+		if got := packets.ask(t, at, false, after.dial(k)); got != second {
+			t.Errorf("%s: a packet after a socket has backend %s, want %s", k.name, got, second)
+		}
+		after.wantOne(t)
+
+		// Now the address stands for the namespace, and what it had still holds.
+		if got := packets.ask(t, at, false, before.dial(k)); got != first {
+			t.Errorf("%s: a packet of the pod that is known now has backend %s, want %s", k.name, got, first)
+		}
+		before.wantOne(t)
+	}
+}
+
+// affinityOfTheNodeOnBothPaths: a process on the node has no address before the
+// kernel gives its socket one, so its packets are told by where they come from.
+func affinityOfTheNodeOnBothPaths(t *testing.T, w *world) {
+	packets := w.packetPath(t)
+	for _, k := range kinds[:2] {
+		s := w.expose(t, clientIP(long), twelve...)
+		first := w.process().ask(t, ways[0], k, s.dial(k))
+		for _, at := range []netip.Addr{nodeAddr[k.family], otherNodeAddr[k.family]} {
+			if got := packets.ask(t, at, true, s.dial(k)); got != first {
+				t.Errorf("%s: a packet from %v has backend %s, want %s as a socket", k.name, at, got, first)
+			}
+		}
+		s.wantOne(t)
+	}
+}
+
+// affinityOfAForeignAddress: who binds to another pod's address does not become that
+// pod's packets' client. The hook is asked before the kernel refuses.
+func affinityOfAForeignAddress(t *testing.T, w *world) {
+	packets, k := w.packetPath(t), kinds[0]
+	victim := netip.MustParseAddr("10.244.0.21")
+	s := w.expose(t, clientIP(long), twelve...)
+	thief := openUDP(t, w.client, k)
+	must(t, unix.SetsockoptInt(thief.fd, unix.SOL_IP, unix.IP_FREEBIND, 1))
+	must(t, thief.bind(netip.AddrPortFrom(victim, 0)))
+	wantErr(t, "connect from a foreign address", thief.connect(s.dial(k)), unix.ENETUNREACH)
+	packets.ask(t, victim, false, s.dial(k))
+	byAddress := 0
+	for _, e := range s.entries(t) {
+		if e.Netns == 0 && e.Client == victim {
+			byAddress++
+		}
+	}
+	if byAddress != 1 {
+		t.Errorf("entries are %v, want one of %v itself", s.entries(t), victim)
 	}
 }
 
@@ -374,8 +544,8 @@ func affinitySurvivesARestart(t *testing.T, w *world) {
 // affinityOfManyAtOnce: hundreds of a client's first connections
 // get one backend.
 func affinityOfManyAtOnce(t *testing.T, w *world) {
-	const each = 100
-	for round := range 4 {
+	each := rounds(100, 25)
+	for round := range rounds(4, len(kinds)) {
 		k := kinds[round%len(kinds)]
 		s := w.expose(t, clientIP(long), twelve...)
 		begin := make(chan struct{})
@@ -415,11 +585,10 @@ func affinityOfManyAtOnce(t *testing.T, w *world) {
 // affinityOfTwoAtOnce has two threads connect for the first time, each round anew,
 // so close to each other that neither finds an entry.
 func affinityOfTwoAtOnce(t *testing.T, w *world) {
-	const rounds = 400
 	k := kinds[0]
 	s := w.expose(t, clientIP(long), twelve...)
 	sockets := []*socket{openUDP(t, w.client, k), openUDP(t, w.client, k)}
-	for round := range rounds {
+	for round := range rounds(400, 40) {
 		_, err := w.datapath.ForgetAffinities(func(datapath.AffinityEntry) bool { return true })
 		must(t, err)
 		var waiting atomic.Int32
@@ -446,7 +615,7 @@ func affinityOfTwoAtOnce(t *testing.T, w *world) {
 // "unequal spread". The clients are namespaces without a network: the choice is
 // made, and remembered, before the kernel finds that there is no route.
 func affinityIsSpreadEvenly(t *testing.T, w *world) {
-	const clients = 300
+	clients := rounds(300, 60)
 	backends := twelve[:5]
 	s := w.expose(t, clientIP(long), backends...)
 	must(t, w.client.Do(func() error {

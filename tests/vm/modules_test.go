@@ -16,9 +16,10 @@ import (
 
 // modules are what the tests use of the kernel and Debian does not build in.
 var modules = []string{
-	"veth", "bridge", "dummy",
+	"virtio_pci", "virtio_net",
+	"veth", "bridge", "dummy", "vxlan", "tun",
 	"inet_diag", "tcp_diag", "udp_diag",
-	"sch_ingress", "cls_bpf", "nf_tables", "sctp",
+	"sch_ingress", "cls_bpf", "nf_tables", "nf_conntrack", "sctp",
 }
 
 // module is a kernel module ready for insmod.

@@ -24,6 +24,7 @@ var packages = []string{
 	"internal/attach",
 	"internal/sockets",
 	"tests/sockets",
+	"tests/sctp",
 }
 
 // kernels are the series scripts/vm-kernels.sh fetches.
