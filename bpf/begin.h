@@ -11,6 +11,7 @@
 
 #include "affinity.h"
 #include "conntrack.h"
+#include "nat.h"
 #include "route.h"
 
 /* What is too much for the stack. No program interrupts another one here. */
@@ -22,9 +23,11 @@ struct work {
 	struct flow answer;
 	struct flow_key answer_key;
 	struct bpf_fib_lookup fib;
-	__u32 l3_ifindex; /* of the device the packet came by, or goes by */
-	__u32 inside;	  /* 1: the client is on this node */
-	__u32 mtu;	  /* of the way that a packet is too big for */
+	struct change change; /* to the headers */
+	__u32 l3_ifindex;     /* of the device the packet came by, or goes by */
+	__u32 inside;	      /* 1: the client is on this node */
+	__u32 behind;	      /* 1: the way to the client leads to that device */
+	__u32 mtu;	      /* of the way that a packet is too big for */
 };
 
 /* No type: what is in there is nobody else's. */
@@ -49,6 +52,7 @@ enum begin {
 	BEGIN_EXHAUSTED, /* all source ports that were tried are taken */
 	BEGIN_FULL,	 /* the map takes no more */
 	BEGIN_NO_ROUTE,	 /* the node does not forward there */
+	BEGIN_SPOOFED,	 /* the client is not where it says it is */
 };
 
 /* Two backends to choose from conflict rarely, so more than a few tries mean that
@@ -217,6 +221,9 @@ static __always_inline bool needs_snat(const struct work *w, bool in_pod, bool o
 		return false;
 	if (w->packet.flags & PACKET_LOCAL)
 		return have_source && addr_diff(source, &w->request.src);
+	/* The backend is here, whatever device it is behind. */
+	if (w->target.side == SIDE_OUTSIDE && w->target.options & OPTION_OUTSIDE_LOCAL)
+		return false;
 	return !in_pod;
 }
 
@@ -225,7 +232,9 @@ static __always_inline bool device_is_pod(const struct device *device)
 	return device && device->flags & DEVICE_POD;
 }
 
-/* Begins a flow with the chosen backend. hide asks for a source that is free. */
+/* Begins a flow with the chosen backend. hide asks for a source port that is free, since
+ * the client's is not.
+ */
 __noinline int flow_begin_with(struct __sk_buff *ctx, int hide)
 {
 	struct device *in, *out = NULL;
@@ -249,7 +258,8 @@ __noinline int flow_begin_with(struct __sk_buff *ctx, int hide)
 	f->last_sec = w->packet.now_sec;
 	f->state = 0;
 	local = w->packet.flags & PACKET_LOCAL;
-	f->flags = (local ? FLOW_NODE : 0) | (w->inside ? 0 : FLOW_OUTSIDE);
+	f->flags = (local ? FLOW_NODE : 0) | (w->inside ? 0 : FLOW_OUTSIDE) |
+		   (w->packet.flags & PACKET_L2 ? 0 : FLOW_NO_L2);
 	f->ifindex = w->packet.ifindex;
 	flow_locate(ctx, &w->packet, f);
 
@@ -259,7 +269,6 @@ __noinline int flow_begin_with(struct __sk_buff *ctx, int hide)
 		/* Out of its own stack no packet gets back in. */
 		if (local)
 			return BEGIN_NO_ROUTE;
-		/* The client keeps its address, for there is but one stack to answer. */
 		return hide ? snat_begin(ctx) : (int)answer_insert(w);
 	}
 	if (route != ROUTE_OUT)
@@ -270,17 +279,20 @@ __noinline int flow_begin_with(struct __sk_buff *ctx, int hide)
 	ifindex = w->packet.ifindex;
 	in = bpf_map_lookup_elem(&devices, &ifindex);
 	have_source = snat_source(w, out, &source);
-	if (hide ||
-	    needs_snat(w, device_is_pod(in), device_is_pod(out), have_source, &source)) {
+	if (needs_snat(w, device_is_pod(in), device_is_pod(out), have_source, &source)) {
 		if (!have_source)
 			return BEGIN_NO_ROUTE;
 		f->src = source;
 		f->flags |= FLOW_SNAT | FLOW_REDIRECT;
-		return snat_begin(ctx);
-	}
-	if (local || w->fib.ifindex == w->l3_ifindex)
+	} else if (local || w->fib.ifindex == w->l3_ifindex) {
 		f->flags |= FLOW_REDIRECT;
-	return answer_insert(w);
+	}
+	/* What is redirected passes no rp_filter, and a pod could begin flows in others'
+	 * names.
+	 */
+	if (f->flags & FLOW_REDIRECT && device_is_pod(in) && !local && !w->behind)
+		return BEGIN_SPOOFED;
+	return hide || f->flags & FLOW_SNAT ? snat_begin(ctx) : (int)answer_insert(w);
 }
 
 /* The entry of the requests, when that of the answers is there. */
@@ -288,12 +300,14 @@ static __always_inline enum begin request_insert(struct work *w)
 {
 	struct flow *first;
 
-	if (!bpf_map_update_elem(&flows, &w->packet.key, &w->request, BPF_NOEXIST)) {
-		gate_set(&flow_gate, gate_end(&w->packet.key.dst, w->packet.key.dport));
-		if (!(w->request.flags & FLOW_SNAT))
-			gate_set(&flow_gate, gate_end(&w->packet.key.src, 0));
+	gate_set(&flow_gate, gate_end(&w->packet.key.dst, w->packet.key.dport));
+	/* The answers': a client is known by its address, the node by its ports. */
+	if (w->request.flags & FLOW_SNAT)
+		gate_set(&flow_gate, gate_end(&w->request.src, w->request.sport));
+	else
+		gate_set(&flow_gate, gate_end(&w->packet.key.src, 0));
+	if (!bpf_map_update_elem(&flows, &w->packet.key, &w->request, BPF_NOEXIST))
 		return BEGIN_DONE;
-	}
 	/* Another processor has had a packet of the same flow at the same time. */
 	first = flow_find(&w->packet.key);
 	if (first && flow_same(first, &w->request))

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Is a packet's checksum there, or does it wait for the device that sends it?
+ * Checksums. Sums are those of the Internet checksum (RFC 1071), in network byte order; a
+ * change is the new sum less the old one. They are kept in 64 bits, where a few hundred
+ * words and carries have room, until sum_fold.
  */
 #pragma once
 
@@ -9,6 +11,34 @@
 #include <bpf/bpf_core_read.h>
 
 #include "packet.h"
+
+static __always_inline __u16 sum_fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* The inverse, of a sum in one word. */
+static __always_inline __u32 sum_minus(__u32 sum)
+{
+	return ~sum;
+}
+
+/* An IPv4 address sums up as in its own 4 bytes: 0xffff counts as 0. */
+static __always_inline __u64 sum_addr(const struct addr *addr)
+{
+	const __u32 *w = (const __u32 *)addr->b;
+
+	return (__u64)w[0] + w[1] + w[2] + w[3];
+}
+
+/* A checksum, the inverted sum, after the sum has changed. */
+static __always_inline __u16 check_change(__u16 check, __u64 change)
+{
+	return ~sum_fold((__u64)(__u16)~check + change);
+}
 
 /* The kernel's own form of a packet, as far as it is read. */
 struct sk_buff {

@@ -18,7 +18,10 @@
  * not got round to deleting it.
  */
 #define FLOW_OVER_UDP 180
-#define FLOW_OVER_OPENING 60
+#define FLOW_OVER_OPENING 10
+
+/* How far ahead of what the other end has acknowledged a reset may be. */
+#define RESET_WINDOW (1U << 22)
 
 static __always_inline void flow_partner(const struct flow *flow, __u8 proto,
 					 struct flow_key *key)
@@ -65,10 +68,11 @@ static __always_inline __u32 flow_bits(const struct packet *p, const struct flow
 		return 0;
 	if (answer)
 		bits |= FLOW_ANSWERED;
-	else if (flow->state & FLOW_ANSWERED)
+	else if (flow->state & FLOW_ANSWERED && !(p->proto == IPPROTO_TCP && p->kind & TCP_SYN))
 		bits |= FLOW_ESTABLISHED;
 	if (p->proto == IPPROTO_TCP) {
-		if (p->kind & TCP_RST)
+		/* A segment with SYN does not take a reset back. */
+		if (p->kind & TCP_RST || (p->kind & TCP_SYN && flow->state & FLOW_RESET))
 			return FLOW_RESET;
 		if (p->kind & TCP_FIN)
 			bits |= answer ? FLOW_BACKEND_CLOSED : FLOW_CLIENT_CLOSED;
@@ -92,6 +96,27 @@ static __always_inline void flow_note(struct flow *flow, __u32 bits, __u32 now)
 		__sync_fetch_and_or(&flow->state, bits);
 	if (flow->state & FLOW_RESET && !(bits & FLOW_RESET))
 		__sync_fetch_and_and(&flow->state, ~FLOW_RESET);
+}
+
+/* What a packet has acknowledged, for flow_is_reset. */
+static __always_inline void flow_acknowledge(const struct packet *p, struct flow *flow)
+{
+	if (p->proto == IPPROTO_TCP && p->kind & TCP_ACK && !(p->kind & TCP_RST) &&
+	    !(p->flags & (PACKET_ERROR | PACKET_LATER_FRAGMENT)))
+		flow->generation = p->ack;
+}
+
+/*
+ * Does a reset count? Of an open connection only if the other end will take it (RFC 9293,
+ * section 3.5.3): whoever knows the ports of one could end it otherwise, while it is
+ * silent. partner is the flow's other entry, or NULL.
+ */
+static __always_inline bool flow_is_reset(const struct packet *p, const struct flow *flow,
+					  const struct flow *partner)
+{
+	if (p->proto != IPPROTO_TCP || !(flow->state & FLOW_ESTABLISHED) || !partner)
+		return true;
+	return p->seq - partner->generation < RESET_WINDOW;
 }
 
 static __always_inline bool flow_is_noted(const struct flow *flow, __u32 bits, __u32 now)
@@ -131,6 +156,14 @@ static __always_inline void flow_copy_place(struct flow *to, const struct flow *
 	to->flags = (to->flags & ~FLOW_NO_L2) | (from->flags & FLOW_NO_L2);
 }
 
+/* Is what is under the partner's key the other half of the entry with this key? */
+static __always_inline bool flow_leads_to(const struct flow *partner,
+					  const struct flow_key *key)
+{
+	return !(addr_diff(&partner->dst, &key->src) | addr_diff(&partner->src, &key->dst)) &&
+	       partner->dport == key->sport && partner->sport == key->dport;
+}
+
 /* What the entry's partner would be. */
 static __always_inline void flow_mirror(const struct flow *flow, const struct flow_key *key,
 					struct flow *partner)
@@ -146,10 +179,13 @@ static __always_inline void flow_mirror(const struct flow *flow, const struct fl
 static __always_inline void flow_forget(const struct flow_key *key, const struct flow *flow)
 {
 	struct flow_key partner = {};
+	struct flow *other;
 
 	flow_partner(flow, key->proto, &partner);
+	other = flow_find(&partner);
+	if (other && flow_leads_to(other, key))
+		bpf_map_delete_elem(&flows, &partner);
 	bpf_map_delete_elem(&flows, key);
-	bpf_map_delete_elem(&flows, &partner);
 }
 
 /*
@@ -163,12 +199,19 @@ static __noinline bool flow_touch(struct __sk_buff *ctx, struct packet *p, struc
 	struct flow *partner;
 	__u32 bits;
 
+	flow_acknowledge(p, flow);
 	bits = p->flags & PACKET_ERROR ? 0 : flow_bits(p, flow);
 	if (flow_is_noted(flow, bits, p->now_sec))
 		return true;
-	flow_note(flow, bits, p->now_sec);
 	flow_partner(flow, p->key.proto, &key);
 	partner = flow_find(&key);
+	if (partner && !flow_leads_to(partner, &p->key)) {
+		bpf_map_delete_elem(&flows, &p->key);
+		return false;
+	}
+	if (bits & FLOW_RESET && !flow_is_reset(p, flow, partner))
+		return true;
+	flow_note(flow, bits, p->now_sec);
 	if (flow_locate(ctx, p, flow) && partner)
 		flow_copy_place(partner, flow);
 	if (partner) {
@@ -176,12 +219,16 @@ static __noinline bool flow_touch(struct __sk_buff *ctx, struct packet *p, struc
 		return true;
 	}
 	flow_mirror(flow, &p->key, spare);
-	if (bpf_map_update_elem(&flows, &key, spare, BPF_NOEXIST)) {
-		bpf_map_delete_elem(&flows, &p->key);
-		return false;
+	if (!bpf_map_update_elem(&flows, &key, spare, BPF_NOEXIST)) {
+		count(COUNTER_FLOW_RESTORED);
+		return true;
 	}
-	count(COUNTER_FLOW_RESTORED);
-	return true;
+	/* Another processor may have done the same. */
+	partner = flow_find(&key);
+	if (partner && flow_leads_to(partner, &p->key))
+		return true;
+	bpf_map_delete_elem(&flows, &p->key);
+	return false;
 }
 
 /* Does the flow's backend still serve? Only datagrams ask: what is over for them

@@ -13,7 +13,6 @@
  */
 #pragma once
 
-#include "config.h"
 #include "packet.h"
 
 #define GATE_SHIFT 46 /* leaves the 18 bits of an index */
@@ -83,13 +82,6 @@ static __always_inline void gate_set(void *gate, __u32 index)
 	/* A store that changes nothing would still take the line from the others. */
 	if (bits && !(*(volatile __u64 *)bits & bit))
 		__sync_fetch_and_or(bits, bit);
-}
-
-static __always_inline bool is_snat_port(__be16 port)
-{
-	__u16 p = bpf_ntohs(port);
-
-	return p >= snat_port_first && p <= snat_port_last;
 }
 
 /* What the gate looks at. */
@@ -184,13 +176,9 @@ static __always_inline bool gate_open(struct __sk_buff *ctx, __u32 l3, __u32 how
 	if (gate != GATE_ASK)
 		return gate == GATE_OPEN;
 
-	if (has_ports(g.proto)) {
-		if (gate_has(&flow_gate, gate_end(&g.dst, g.ports.dest)) ||
-		    gate_has(&flow_gate, gate_end(&g.dst, 0)))
-			return true;
-		if (!(how & PACKET_EGRESS) && is_snat_port(g.ports.dest))
-			return true;
-	}
+	if (has_ports(g.proto) && (gate_has(&flow_gate, gate_end(&g.dst, g.ports.dest)) ||
+				   gate_has(&flow_gate, gate_end(&g.dst, 0))))
+		return true;
 	if (!g.begins || (how & (PACKET_EGRESS | PACKET_LOCAL)) == PACKET_EGRESS)
 		return false;
 	return gate_has(&frontend_gate, gate_addr(&g.dst)) ||

@@ -4,11 +4,6 @@
  * that was where it could not go on, and goes back to who has sent it: it travels like
  * a packet of the flow's other direction, and is translated where such a one is. In
  * the quotation the translation is undone.
- *
- * Sums are those of the Internet checksum (RFC 1071), in network byte order; a change
- * is the new sum less the old one. They are kept in 64 bits, where a few hundred
- * words and carries have room, until sum_fold. Bytes are written together with
- * BPF_F_RECOMPUTE_CSUM, so that what the hardware has summed up stays right.
  */
 #pragma once
 
@@ -29,34 +24,6 @@ struct icmp_head {
 	__u16 check;
 	__be32 rest;
 };
-
-static __always_inline __u16 sum_fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
-}
-
-/* The inverse, of a sum in one word. */
-static __always_inline __u32 sum_minus(__u32 sum)
-{
-	return ~sum;
-}
-
-/* An IPv4 address sums up as in its own 4 bytes: 0xffff counts as 0. */
-static __always_inline __u64 sum_addr(const struct addr *addr)
-{
-	const __u32 *w = (const __u32 *)addr->b;
-
-	return (__u64)w[0] + w[1] + w[2] + w[3];
-}
-
-/* A checksum, the inverted sum, after the sum has changed. */
-static __always_inline __u16 check_change(__u16 check, __u64 change)
-{
-	return ~sum_fold((__u64)(__u16)~check + change);
-}
 
 /* What is right in a packet is never all zero, and RFC 1071 knows two zeros. */
 static __always_inline int check_update(struct __sk_buff *ctx, __u32 offset, __u64 change)

@@ -161,6 +161,7 @@ static __always_inline enum verdict lb_service(const struct frontend *frontend, 
 		target->side = SIDE_INSIDE;
 		target_set_range(target, *(volatile __u64 *)&service->range[SIDE_INSIDE]);
 	}
+	/* After the range: OPTION_OUTSIDE_LOCAL ends before a flip to backends elsewhere. */
 	target->options = *(volatile __u64 *)&service->options;
 	if (target->count)
 		return VERDICT_TRANSLATE;

@@ -34,80 +34,140 @@ static __always_inline int csum_addresses(struct __sk_buff *ctx, __u32 offset, _
 	return bpf_l4_csum_replace(ctx, offset, 0, diff, flags);
 }
 
-/* Both addresses, one behind the other, as in struct flow_key and struct flow. */
-#define BOTH_ADDRS (2 * sizeof(struct addr))
-_Static_assert(offsetof(struct flow_key, dst) == sizeof(struct addr), "adjacent");
-_Static_assert(offsetof(struct flow, dst) == sizeof(struct addr), "adjacent");
+/* What a flow changes in an IPv4 packet, from the time to live on: the ports are next to
+ * the addresses unless there are options.
+ */
+struct v4_change {
+	__u8 ttl;
+	__u8 proto;
+	__u16 check;
+	__be32 saddr;
+	__be32 daddr;
+	struct ports ports;
+};
+_Static_assert(sizeof(struct v4_change) == 16, "as in the packet");
 
-static __always_inline int nat_addresses(struct __sk_buff *ctx, const struct packet *p,
-					 const struct flow *flow, __u64 diff)
-{
-	__be32 v4[2];
+/* Both addresses of an IPv6 packet, and the ports if nothing is in between. */
+struct v6_change {
+	struct addr saddr;
+	struct addr daddr;
+	struct ports ports;
+} __attribute__((packed));
+_Static_assert(sizeof(struct v6_change) == 36, "as in the packet");
 
-	if (packet_is_v6(p))
-		return bpf_skb_store_bytes(ctx, p->l3 + offsetof(struct ipv6hdr, saddr),
-					   &flow->src, BOTH_ADDRS, 0);
-	v4[0] = ((const __be32 *)flow->src.b)[3];
-	v4[1] = ((const __be32 *)flow->dst.b)[3];
-	if (bpf_l3_csum_replace(ctx, p->l3 + offsetof(struct iphdr, check), 0, diff, 0))
-		return -1;
-	return bpf_skb_store_bytes(ctx, p->l3 + offsetof(struct iphdr, saddr), v4, sizeof(v4),
-				   0);
-}
+/* Room for either, which is too much for the stack. */
+struct change {
+	struct v4_change v4;
+	struct v6_change v6;
+};
 
 static __always_inline __u32 ports_word(struct ports ports)
 {
 	return (__u32)ports.dest << 16 | ports.source;
 }
 
-static __always_inline int nat_l4(struct __sk_buff *ctx, const struct packet *p,
-				  const struct flow *flow, __u64 diff)
+/* What the flow's addresses change in the sum of the packet's pseudo-header. */
+static __always_inline __u32 nat_change(const struct packet *p, const struct flow *flow)
 {
-	struct ports from = { p->key.sport, p->key.dport };
-	struct ports to = { flow->sport, flow->dport };
+	return sum_fold(sum_addr(&flow->src) + sum_addr(&flow->dst) +
+			sum_minus(sum_fold(sum_addr(&p->key.src) + sum_addr(&p->key.dst))));
+}
+
+/*
+ * Writes the headers, in as few pieces as there are: each call finds out anew whether the
+ * packet's bytes are its own. The ports are those of the flow, and not for later
+ * fragments. hop is 1 for one hop further on.
+ */
+static __always_inline int nat_v4(struct __sk_buff *ctx, const struct packet *p,
+				  const struct flow *flow, struct ports ports, __u32 hop,
+				  struct v4_change *c)
+{
+	__u64 change = nat_change(p, flow);
+
+	c->ttl = p->ttl - hop;
+	c->proto = p->proto;
+	if (hop)
+		change += bpf_htons(c->ttl << 8) + (__u16)~bpf_htons(p->ttl << 8);
+	c->check = check_change(p->check, change);
+	c->saddr = ((const __be32 *)flow->src.b)[3];
+	c->daddr = ((const __be32 *)flow->dst.b)[3];
+	c->ports = ports;
+	if (p->flags & PACKET_LATER_FRAGMENT)
+		return bpf_skb_store_bytes(ctx, p->l3 + offsetof(struct iphdr, ttl), c,
+					   offsetof(struct v4_change, ports), 0);
+	if (p->l4 == p->l3 + sizeof(struct iphdr))
+		return bpf_skb_store_bytes(ctx, p->l3 + offsetof(struct iphdr, ttl), c,
+					   sizeof(*c), 0);
+	return bpf_skb_store_bytes(ctx, p->l3 + offsetof(struct iphdr, ttl), c,
+				   offsetof(struct v4_change, ports), 0) ||
+	       bpf_skb_store_bytes(ctx, p->l4, &ports, sizeof(ports), 0);
+}
+
+static __always_inline int nat_v6(struct __sk_buff *ctx, const struct packet *p,
+				  const struct flow *flow, struct ports ports, __u32 hop,
+				  struct v6_change *c)
+{
+	__u8 ttl = p->ttl - hop;
+
+	c->saddr = flow->src;
+	c->daddr = flow->dst;
+	c->ports = ports;
+	if (hop && bpf_skb_store_bytes(ctx, p->l3 + offsetof(struct ipv6hdr, hop_limit), &ttl,
+				       sizeof(ttl), 0))
+		return -1;
+	if (p->flags & PACKET_LATER_FRAGMENT)
+		return bpf_skb_store_bytes(ctx, p->l3 + offsetof(struct ipv6hdr, saddr), c,
+					   offsetof(struct v6_change, ports), 0);
+	if (p->l4 == p->l3 + sizeof(struct ipv6hdr))
+		return bpf_skb_store_bytes(ctx, p->l3 + offsetof(struct ipv6hdr, saddr), c,
+					   sizeof(*c), 0);
+	return bpf_skb_store_bytes(ctx, p->l3 + offsetof(struct ipv6hdr, saddr), c,
+				   offsetof(struct v6_change, ports), 0) ||
+	       bpf_skb_store_bytes(ctx, p->l4, &ports, sizeof(ports), 0);
+}
+
+/* The checksum behind the IP header, before the headers change. */
+static __always_inline int nat_l4(struct __sk_buff *ctx, const struct packet *p,
+				  struct ports from, struct ports to, __u32 change)
+{
 	__u32 old = ports_word(from), new = ports_word(to);
 	__u32 offset = p->l4;
 	__u64 flags = 0;
 
-	if (p->proto == IPPROTO_SCTP) {
-		if (!sctp_ports_csum(ctx, p, from, to))
-			return -1;
-		return bpf_skb_store_bytes(ctx, p->l4, &new, sizeof(new), 0);
-	}
+	if (p->proto == IPPROTO_SCTP)
+		return sctp_ports_csum(ctx, p, from, to) ? 0 : -1;
 	if (p->proto == IPPROTO_UDP) {
 		offset += offsetof(struct udphdr, check);
 		flags = BPF_F_MARK_MANGLED_0; /* no checksum stays no checksum */
 	} else {
 		offset += offsetof(struct tcphdr, check);
 	}
-	if (diff && csum_addresses(ctx, offset, diff, packet_is_v6(p), flags))
+	if (change && csum_addresses(ctx, offset, change, packet_is_v6(p), flags))
 		return -1;
 	if (old == new)
 		return 0;
-	if (bpf_l4_csum_replace(ctx, offset, old, new, flags | sizeof(new)))
-		return -1;
-	return bpf_skb_store_bytes(ctx, p->l4, &new, sizeof(new), 0);
+	return bpf_l4_csum_replace(ctx, offset, old, new, flags | sizeof(new));
 }
 
-/* Writes the flow's ends over those of the packet. Not 0 when that cannot be done:
- * the packet is damaged then.
+/* Writes the flow's ends over those of the packet, hop hops further on. Not 0 when that
+ * cannot be done: the packet is damaged then.
  */
 static __always_inline int nat_rewrite(struct __sk_buff *ctx, const struct packet *p,
-				       const struct flow *flow)
+				       const struct flow *flow, __u32 hop,
+				       struct change *change)
 {
-	__s64 diff;
+	struct ports from = { p->key.sport, p->key.dport };
+	struct ports to = { flow->sport, flow->dport };
 
-	/* IPv4's first 12 bytes cancel out. */
-	diff = bpf_csum_diff((__be32 *)&p->key.src, BOTH_ADDRS, (__be32 *)&flow->src,
-			     BOTH_ADDRS, 0);
-	if (diff < 0)
+	if (!(p->flags & PACKET_LATER_FRAGMENT) &&
+	    nat_l4(ctx, p, from, to, nat_change(p, flow)))
 		return -1;
-	if (!(p->flags & PACKET_LATER_FRAGMENT) && nat_l4(ctx, p, flow, diff))
-		return -1;
-	return nat_addresses(ctx, p, flow, diff);
+	if (packet_is_v6(p))
+		return nat_v6(ctx, p, flow, to, hop, &change->v6);
+	return nat_v4(ctx, p, flow, to, hop, &change->v4);
 }
 
-/* One hop more. The time to live is above 1. */
+/* One hop more, of an ICMP error. The time to live is above 1. */
 static __always_inline int nat_hop(struct __sk_buff *ctx, const struct packet *p)
 {
 	__u32 offset = p->l3 + offsetof(struct iphdr, ttl);

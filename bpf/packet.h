@@ -62,11 +62,15 @@ struct packet {
 	__u32 fragment_id; /* of a fragment, see struct fragment_key */
 	__u32 ifindex;	   /* the device */
 	__u32 now_sec;
+	__u32 seq; /* TCP's, host byte order */
+	__u32 ack;
 	__u32 flags; /* enum packet_flag */
 	__u8 proto;  /* of what is behind the IP header, IPPROTO_* */
 	__u8 ttl;
-	__u8 kind; /* TCP's flags, SCTP's first chunk, ICMP's type */
-	__u8 code; /* ICMP's code; the length of TCP's header */
+	__u8 kind;   /* TCP's flags, SCTP's first chunk, ICMP's type */
+	__u8 code;   /* ICMP's code; the length of TCP's header */
+	__u16 check; /* IPv4's */
+	__u16 pad;
 };
 
 /* What has been read, or why not. */
@@ -114,7 +118,7 @@ static __always_inline bool is_icmp_error(bool v6, __u8 type)
  */
 static __always_inline __u32 packet_end(struct __sk_buff *ctx, __u32 offset, __be16 length)
 {
-	if (!length && ctx->gso_segs)
+	if (!length && ctx->gso_size)
 		return ctx->len;
 	return offset + bpf_ntohs(length);
 }
@@ -133,6 +137,7 @@ static __always_inline enum parsed parse_v4(struct __sk_buff *ctx, struct packet
 	p->key.dst = addr_from_v4(ip.daddr);
 	p->proto = ip.protocol;
 	p->ttl = ip.ttl;
+	p->check = ip.check;
 	p->l4 = p->l3 + header;
 	p->end = packet_end(ctx, p->l3, ip.tot_len);
 	if (ip.frag_off & bpf_htons(IP_OFFSET | IP_MORE_FRAGMENTS)) {
@@ -245,6 +250,8 @@ static __always_inline enum parsed parse_l4(struct __sk_buff *ctx, struct packet
 			return PARSED_MALFORMED;
 		p->kind = head[13];
 		p->code = (head[12] >> 4) * 4;
+		p->seq = bpf_ntohl(((const __be32 *)head)[1]);
+		p->ack = bpf_ntohl(((const __be32 *)head)[2]);
 	} else if (p->proto == IPPROTO_SCTP) {
 		if (p->l4 + 16 > p->end || bpf_skb_load_bytes(ctx, p->l4, head, 16))
 			return PARSED_MALFORMED;

@@ -41,7 +41,8 @@ static __always_inline void fib_addr(__be32 *v4, __u32 *v6, const struct addr *a
  */
 static __always_inline __u32 packet_length(struct __sk_buff *ctx, const struct packet *p)
 {
-	if (ctx->gso_segs > 1) {
+	/* Not gso_segs: what comes from a virtual machine has none. */
+	if (ctx->gso_size) {
 		__u32 head = p->proto == IPPROTO_TCP ? p->code : sizeof(struct udphdr);
 
 		if (p->proto == IPPROTO_SCTP)
@@ -148,6 +149,16 @@ static __always_inline int route_answer(struct __sk_buff *ctx, struct packet *p,
 	return bpf_redirect(flow->ifindex, 0);
 }
 
+/* The index that routes know the packet's device by. */
+static __always_inline __u32 route_device(const struct packet *p)
+{
+	__u32 ifindex = p->ifindex;
+	struct device *device;
+
+	device = bpf_map_lookup_elem(&devices, &ifindex);
+	return device ? device->l3_ifindex : ifindex;
+}
+
 /*
  * Hands an answer for a process of the node to the stack, as if it had come in by the
  * device that the request went out of: there the way to the VIP leads, and a strict
@@ -160,10 +171,8 @@ static __always_inline int route_deliver(struct __sk_buff *ctx, struct packet *p
 	__u32 ifindex = flow->ifindex;
 	struct device *device;
 
-	if (ifindex == p->ifindex)
-		return TC_ACT_UNSPEC;
 	device = bpf_map_lookup_elem(&devices, &ifindex);
-	if (!device)
+	if (!device || device->l3_ifindex == route_device(p))
 		return TC_ACT_UNSPEC;
 	/* What is for another's Ethernet address the kernel drops. */
 	if (__builtin_memcmp(device->mac, none, ETH_ALEN) &&
@@ -172,14 +181,4 @@ static __always_inline int route_deliver(struct __sk_buff *ctx, struct packet *p
 		return TC_ACT_SHOT;
 	}
 	return bpf_redirect(ifindex, BPF_F_INGRESS);
-}
-
-/* The index that routes know the packet's device by. */
-static __always_inline __u32 route_device(const struct packet *p)
-{
-	__u32 ifindex = p->ifindex;
-	struct device *device;
-
-	device = bpf_map_lookup_elem(&devices, &ifindex);
-	return device ? device->l3_ifindex : ifindex;
 }

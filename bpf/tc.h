@@ -43,25 +43,28 @@ static __always_inline int tc_drop(enum counter reason)
 	return TC_ACT_SHOT;
 }
 
-/* Writes the flow's ends into the packet, with hop one hop further on, as it goes
- * around the node's stack. Not 0 when that cannot be done.
- */
-__noinline int tc_rewrite(struct __sk_buff *ctx, struct flow *flow, int hop)
+/* Writes the flow's ends into a packet. */
+__noinline int packet_rewrite(struct __sk_buff *ctx, struct flow *flow, int hop)
 {
 	struct work *w = work_get();
-	struct packet *p;
 
 	if (!w || !flow)
 		return -1;
-	p = &w->packet;
-	if (hop && nat_hop(ctx, p))
-		return -1;
+	return nat_rewrite(ctx, &w->packet, flow, !!hop, &w->change);
+}
+
+/* Writes the flow's ends into the packet, with hop one hop further on, as it goes
+ * around the node's stack. Not 0 when that cannot be done.
+ */
+static __always_inline int tc_rewrite(struct __sk_buff *ctx, struct packet *p,
+				      struct flow *flow, bool hop)
+{
 	if (p->flags & PACKET_ERROR) {
 		count(COUNTER_FLOW_ERROR);
-		return icmp_rewrite(ctx, p, flow);
+		return hop && nat_hop(ctx, p) ? -1 : icmp_rewrite(ctx, p, flow);
 	}
 	count(flow->flags & FLOW_ANSWER ? COUNTER_FLOW_ANSWER : COUNTER_FLOW_REQUEST);
-	return nat_rewrite(ctx, p, flow);
+	return packet_rewrite(ctx, flow, hop);
 }
 
 /* A request that goes around the stack. */
@@ -82,7 +85,7 @@ static __always_inline int tc_redirect_request(struct __sk_buff *ctx, struct wor
 	default:
 		return tc_drop(COUNTER_DROP_NO_ROUTE);
 	}
-	if (tc_rewrite(ctx, flow, hop))
+	if (tc_rewrite(ctx, p, flow, hop))
 		return tc_drop(COUNTER_DROP_MALFORMED);
 	return route_send(ctx, p, &w->fib);
 }
@@ -101,7 +104,7 @@ static __always_inline int tc_redirect_answer(struct __sk_buff *ctx, struct work
 	/* It lets pass what is still to be cut into pieces, however long these are. */
 	if (bpf_check_mtu(ctx, flow->ifindex, &w->mtu, 0, 0) >= 0 && length > w->mtu)
 		return STEP_TOO_BIG;
-	if (tc_rewrite(ctx, flow, true))
+	if (tc_rewrite(ctx, p, flow, true))
 		return tc_drop(COUNTER_DROP_MALFORMED);
 	return route_answer(ctx, p, flow);
 }
@@ -124,6 +127,24 @@ static __always_inline bool tc_is_astray(const struct packet *p, struct flow *fl
 	return device && !(device->flags & DEVICE_POD);
 }
 
+/* Is the packet for this node at all? A device that is a port sees what its bridge
+ * only passes on, one that listens to everything what others are sent.
+ */
+static __always_inline bool tc_is_for_us(struct __sk_buff *ctx, const struct packet *p)
+{
+	__u32 ifindex = p->ifindex;
+	struct device *device;
+	__u8 dest[ETH_ALEN];
+
+	if (p->flags & PACKET_EGRESS || ctx->pkt_type != PACKET_OTHERHOST)
+		return true;
+	device = bpf_map_lookup_elem(&devices, &ifindex);
+	if (!device || !(p->flags & PACKET_L2) ||
+	    bpf_skb_load_bytes(ctx, 0, dest, sizeof(dest)))
+		return false;
+	return !__builtin_memcmp(dest, device->mac, sizeof(dest));
+}
+
 /* A packet on its way to the backend. */
 static __always_inline int tc_request(struct __sk_buff *ctx, struct work *w, struct flow *flow)
 {
@@ -132,9 +153,11 @@ static __always_inline int tc_request(struct __sk_buff *ctx, struct work *w, str
 	/* A process of the node is met on its way out, all others on their way in. */
 	if (!(p->flags & PACKET_EGRESS) != !(flow->flags & FLOW_NODE))
 		return TC_NEXT;
+	if (!tc_is_for_us(ctx, p))
+		return TC_NEXT;
 	if (flow->flags & FLOW_REDIRECT)
 		return tc_redirect_request(ctx, w, flow);
-	return tc_rewrite(ctx, flow, false) ? tc_drop(COUNTER_DROP_MALFORMED) : TC_NEXT;
+	return tc_rewrite(ctx, p, flow, false) ? tc_drop(COUNTER_DROP_MALFORMED) : TC_NEXT;
 }
 
 /* A packet on its way to the client. */
@@ -145,32 +168,16 @@ static __always_inline int tc_answer(struct __sk_buff *ctx, struct work *w, stru
 
 	if (!(p->flags & PACKET_EGRESS)) {
 		if (flow->flags & FLOW_NODE)
-			return tc_rewrite(ctx, flow, false) ? tc_drop(COUNTER_DROP_MALFORMED)
-							    : route_deliver(ctx, p, flow);
+			return tc_rewrite(ctx, p, flow, false) ? tc_drop(COUNTER_DROP_MALFORMED)
+							       : route_deliver(ctx, p, flow);
 		return flow->flags & FLOW_REDIRECT ? tc_redirect_answer(ctx, w, flow) : TC_NEXT;
 	}
 	if (flow->flags & FLOW_NODE)
 		return TC_NEXT;
 	astray = tc_is_astray(p, flow);
-	if (tc_rewrite(ctx, flow, false))
+	if (tc_rewrite(ctx, p, flow, false))
 		return tc_drop(COUNTER_DROP_MALFORMED);
 	return astray ? route_answer(ctx, p, flow) : TC_NEXT;
-}
-
-/* Is the packet for this node at all? A device that is a port sees what its bridge
- * only passes on, one that listens to everything what others are sent.
- */
-static __always_inline bool tc_is_for_us(struct __sk_buff *ctx, const struct packet *p,
-					 const struct device *device)
-{
-	__u8 dest[ETH_ALEN];
-
-	if (p->flags & PACKET_EGRESS || ctx->pkt_type != PACKET_OTHERHOST)
-		return true;
-	if (!device || !(p->flags & PACKET_L2) ||
-	    bpf_skb_load_bytes(ctx, 0, dest, sizeof(dest)))
-		return false;
-	return !__builtin_memcmp(dest, device->mac, sizeof(dest));
 }
 
 static __always_inline bool is_cluster_source(const struct addr *addr)
@@ -225,6 +232,33 @@ static __always_inline enum verdict tc_find(struct __sk_buff *ctx, struct work *
 	return verdict;
 }
 
+/* Does the way to the sender lead to the device that the packet came by? */
+__noinline int source_is_behind(struct __sk_buff *ctx)
+{
+	struct work *w = work_get();
+
+	if (!w)
+		return 0;
+	w->request.src = w->packet.key.dst;
+	w->request.dst = w->packet.key.src;
+	w->request.sport = w->packet.key.dport;
+	w->request.dport = w->packet.key.sport;
+	return route_find(ctx, &w->packet, &w->request, w->l3_ifindex, 1, 0, &w->fib) ==
+		       ROUTE_OUT &&
+	       w->fib.ifindex == w->l3_ifindex;
+}
+
+/* What the stack takes from no device: it is nobody's address, or the node's own. */
+static __always_inline bool tc_is_martian(const struct packet *p)
+{
+	struct addr src = p->key.src;
+
+	if (p->flags & PACKET_LOCAL)
+		return false;
+	return !addr_is_unicast(&src) || addr_is_loopback(&src) ||
+	       bpf_map_lookup_elem(&node_addresses, &src);
+}
+
 /* Decides about a packet that belongs to no flow and may begin one. */
 __noinline int packet_new(struct __sk_buff *ctx)
 {
@@ -241,7 +275,7 @@ __noinline int packet_new(struct __sk_buff *ctx)
 		return TC_NEXT;
 	ifindex = p->ifindex;
 	device = bpf_map_lookup_elem(&devices, &ifindex);
-	if (!tc_is_for_us(ctx, p, device))
+	if (!tc_is_for_us(ctx, p))
 		return TC_NEXT;
 	w->l3_ifindex = device ? device->l3_ifindex : ifindex;
 	w->inside = p->flags & PACKET_LOCAL || device_is_pod(device) ||
@@ -253,6 +287,9 @@ __noinline int packet_new(struct __sk_buff *ctx)
 	case VERDICT_PASS:
 		return TC_NEXT;
 	case VERDICT_TRANSLATE:
+		if (tc_is_martian(p))
+			return TC_NEXT;
+		w->behind = device_is_pod(device) && source_is_behind(ctx);
 		return STEP_BEGIN;
 	case VERDICT_NO_BACKEND:
 	case VERDICT_NO_PORT:
@@ -277,26 +314,42 @@ static __always_inline int tc_fragment(const struct packet *p)
 	return tc_drop(COUNTER_DROP_FRAGMENT);
 }
 
-/* Is the flow this packet's, and still to be used? If not, the packet begins anew. */
-static __always_inline bool tc_goes_on(struct __sk_buff *ctx, struct work *w, struct flow *flow)
+/*
+ * Is the request from somebody else who has the client's address? One outside may come by
+ * another uplink; a pod has one link for as long as it lives, and nobody else speaks for
+ * it. Who is the right one the route back says.
+ */
+static __always_inline bool tc_is_elsewhere(const struct packet *p, const struct flow *flow)
 {
-	struct packet *p = &w->packet;
+	__u32 here = p->ifindex, there = flow->ifindex;
 
+	if (here == there || flow->flags & (FLOW_NODE | FLOW_ANSWER) || p->flags & PACKET_ERROR)
+		return false;
+	return device_is_pod(bpf_map_lookup_elem(&devices, &here)) ||
+	       device_is_pod(bpf_map_lookup_elem(&devices, &there));
+}
+
+/* Is the flow over for the packet, so that it begins anew? */
+static __always_inline bool tc_is_over(const struct packet *p, const struct flow *flow)
+{
+	if (p->flags & PACKET_ERROR || flow->flags & FLOW_ANSWER)
+		return false;
+	if (p->proto != IPPROTO_UDP)
+		return packet_begins(p) && flow_closed(flow);
+	if (flow_serves(flow))
+		return false;
+	count(COUNTER_FLOW_MOVED);
+	return true;
+}
+
+/* What a packet without a flow may do. */
+static __always_inline int tc_without(const struct packet *p)
+{
 	if (p->flags & PACKET_ERROR)
-		return true;
-	if (!(flow->flags & FLOW_ANSWER)) {
-		if (p->proto == IPPROTO_UDP) {
-			if (!flow_serves(flow)) {
-				count(COUNTER_FLOW_MOVED);
-				flow_forget(&p->key, flow);
-				return false;
-			}
-		} else if (packet_begins(p) && flow_closed(flow)) {
-			flow_forget(&p->key, flow);
-			return false;
-		}
-	}
-	return flow_touch(ctx, p, flow, &w->answer);
+		return TC_NEXT;
+	if (p->flags & PACKET_LATER_FRAGMENT)
+		return tc_fragment(p);
+	return packet_begins(p) ? STEP_NEW : TC_NEXT;
 }
 
 /* Translates a packet that a flow knows. */
@@ -311,17 +364,24 @@ __noinline int packet_flow(struct __sk_buff *ctx)
 	p = &w->packet;
 	if (has_ports(p->key.proto))
 		flow = flow_find(&p->key);
-	if (flow && tc_goes_on(ctx, w, flow)) {
-		if (p->flags & PACKET_FIRST_FRAGMENT)
-			fragment_remember(p);
-		return flow->flags & FLOW_ANSWER ? tc_answer(ctx, w, flow)
-						 : tc_request(ctx, w, flow);
+	if (!flow)
+		return tc_without(p);
+	if (tc_is_elsewhere(p, flow)) {
+		w->l3_ifindex = route_device(p);
+		if (!source_is_behind(ctx))
+			return tc_drop(COUNTER_DROP_SOURCE);
+		flow_forget(&p->key, flow);
+		return tc_without(p);
 	}
-	if (p->flags & PACKET_ERROR)
-		return TC_NEXT;
-	if (p->flags & PACKET_LATER_FRAGMENT)
-		return tc_fragment(p);
-	return packet_begins(p) ? STEP_NEW : TC_NEXT;
+	if (tc_is_over(p, flow)) {
+		flow_forget(&p->key, flow);
+		return tc_without(p);
+	}
+	if (!(p->flags & PACKET_ERROR) && !flow_touch(ctx, p, flow, &w->answer))
+		return tc_without(p);
+	if (p->flags & PACKET_FIRST_FRAGMENT)
+		fragment_remember(p);
+	return flow->flags & FLOW_ANSWER ? tc_answer(ctx, w, flow) : tc_request(ctx, w, flow);
 }
 
 /* Reads what the gate has let through. What cannot be read is not ours to judge. */
@@ -337,7 +397,8 @@ __noinline int packet_read(struct __sk_buff *ctx, int how)
 	p->flags = how & (PACKET_L2 | PACKET_EGRESS | PACKET_LOCAL);
 	p->l3 = how & PACKET_L2 ? ETH_HLEN : 0;
 	p->ifindex = ctx->ifindex;
-	p->now_sec = now_sec();
+	/* The clock's last tick is near enough, and at hand. */
+	p->now_sec = bpf_ktime_get_coarse_ns() / NSEC_PER_SEC;
 	if (packet_parse(ctx, p) != PARSED)
 		return TC_NEXT;
 	if (p->flags & PACKET_LATER_FRAGMENT && !fragment_recall(p))
@@ -357,6 +418,8 @@ static __always_inline int begin_failed(int begin)
 		return tc_drop(COUNTER_DROP_SNAT_EXHAUSTED);
 	case BEGIN_FULL:
 		return tc_drop(COUNTER_DROP_FLOWS_FULL);
+	case BEGIN_SPOOFED:
+		return tc_drop(COUNTER_DROP_SOURCE);
 	default:
 		return tc_drop(COUNTER_DROP_NO_ROUTE);
 	}

@@ -84,6 +84,10 @@ enum service_option {
 	OPTION_RESTRICTED = 1ULL << 32,
 	/* Processes on the node are among these. */
 	OPTION_NODE_ALLOWED = 1ULL << 33,
+	/* Clients outside get backends of this node only (a traffic policy): they keep
+	 * their address.
+	 */
+	OPTION_OUTSIDE_LOCAL = 1ULL << 34,
 };
 
 /* One backend of a block. */
@@ -297,7 +301,7 @@ enum counter {
 	COUNTER_FLOW_MOVED,	/* UDP flows whose backend had gone */
 	COUNTER_FLOW_CONFLICT,	/* another flow had the tuple: another choice was made */
 	COUNTER_FLOW_RESTORED,	/* one of a flow's two entries had been evicted */
-	COUNTER_SNAT_NEW,	/* flows with a source port of the node's */
+	COUNTER_SNAT_NEW,	/* flows with a source port from the node's range */
 	COUNTER_SNAT_COLLISION, /* ports that were taken */
 	/* Answers of our own. */
 	COUNTER_REPLY_REFUSED, /* TCP RST, ICMP port unreachable */
@@ -313,13 +317,14 @@ enum counter {
 	COUNTER_DROP_TOO_BIG,	     /* the way to the backend or the client is too narrow */
 	COUNTER_DROP_FRAGMENT,	     /* a later fragment before the first */
 	COUNTER_DROP_MALFORMED,	     /* a flow's packet that could not be rewritten */
+	COUNTER_DROP_SOURCE,	     /* a pod's, with a source that is not behind its link */
 };
-#define COUNTERS 57
+#define COUNTERS 58
 _Static_assert(COUNTER_CONNECT_UDP_PASS == COUNTER_CONNECT_TCP_PASS + VERDICTS, "base");
 _Static_assert(COUNTER_SEND_UDP_PASS == COUNTER_CONNECT_UDP_PASS + VERDICTS, "base");
 _Static_assert(COUNTER_SEND_UDP_KEPT == COUNTER_SEND_UDP_PASS + VERDICTS, "base");
 _Static_assert(COUNTER_FLOW_REQUEST == COUNTER_PACKET_PASS + VERDICTS, "base");
-_Static_assert(COUNTERS == COUNTER_DROP_MALFORMED + 1, "size of the map");
+_Static_assert(COUNTERS == COUNTER_DROP_SOURCE + 1, "size of the map");
 
 /*
  * The packet path. A flow is what a client has with one frontend, and has two
@@ -367,7 +372,10 @@ struct flow {
 	__be16 sport;
 	__be16 dport;
 	__u32 service_id;
-	__u32 generation;   /* of the backend's range, with the side, or RANGE_UNKNOWN */
+	/* UDP: of the backend's range, with the side, or RANGE_UNKNOWN. TCP: what these
+	 * packets have acknowledged last.
+	 */
+	__u32 generation;
 	__u32 ifindex;	    /* the client's device */
 	__u32 last_sec;	    /* last packet in either direction, CLOCK_MONOTONIC seconds */
 	__u32 state;	    /* enum flow_state */

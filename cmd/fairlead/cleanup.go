@@ -69,7 +69,7 @@ func removeDatapath(w io.Writer, root string) error {
 		return err
 	}
 	defer lock.Close()
-	names, err := fileNames(root)
+	names, err := dirNames(root)
 	if err != nil {
 		return fmt.Errorf("list what is pinned: %w", err)
 	}
@@ -106,7 +106,7 @@ func removeVersion(w io.Writer, dir string) error {
 		{"maps", "removed maps", os.RemoveAll},
 	} {
 		path := filepath.Join(dir, part.name)
-		names, err := fileNames(path)
+		names, err := pinNames(path)
 		if err != nil {
 			return fmt.Errorf("list pins: %w", err)
 		}
@@ -164,15 +164,25 @@ func removeSocket(w io.Writer, path string) error {
 	return err
 }
 
-// fileNames lists a directory; one that is missing is empty.
-func fileNames(dir string) ([]string, error) {
+// dirNames lists the directories in one; one that is missing is empty.
+func dirNames(dir string) ([]string, error) { return entryNames(dir, fs.DirEntry.IsDir) }
+
+// pinNames lists what is pinned in a directory; one that is missing is empty.
+// Directories in it are none: before Linux 6.6 they are notes about devices.
+func pinNames(dir string) ([]string, error) {
+	return entryNames(dir, func(e fs.DirEntry) bool { return !e.IsDir() })
+}
+
+func entryNames(dir string, listed func(fs.DirEntry) bool) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	names := make([]string, 0, len(entries))
 	for _, e := range entries {
-		names = append(names, e.Name())
+		if listed(e) {
+			names = append(names, e.Name())
+		}
 	}
 	return names, nil
 }

@@ -19,7 +19,7 @@ func newInspectCommand() *cobra.Command {
 		cobra.CompletionWithDesc("backends", "where connections go, and for which services"),
 		cobra.CompletionWithDesc("affinity", "which backend each client keeps"),
 		cobra.CompletionWithDesc("flows", "what clients have on the packet path"),
-		cobra.CompletionWithDesc("devices", "which devices the packet path is on"),
+		cobra.CompletionWithDesc("devices", "which devices the packet path knows"),
 		cobra.CompletionWithDesc("addresses", "where NodePorts are reached, and the ranges of Services"),
 		cobra.CompletionWithDesc("counters", "outcomes since the maps were made"),
 	)
@@ -36,7 +36,8 @@ func newInspectCommand() *cobra.Command {
   affinity   a line for each client that keeps its backend of a Service
   flows      a line for each connection on the packet path, of clients whose
              sockets cannot be seen: other machines, pods in VMs, SCTP
-  devices    a line for each network device that the packet path is on
+  devices    a line for each network device that packets of clients or backends
+             come by; fairlead status tells on how many the packet path is
   addresses  where NodePorts are reached, from which ranges Services have their
              addresses, and which count as inside the cluster
   counters   how often each outcome came about since the maps were made

@@ -164,7 +164,7 @@ func readStatus(ctx context.Context, bpfRoot, cgroupRoot string) (statusReport, 
 
 // readOtherVersions looks for what versions but ours have pinned below root.
 func readOtherVersions(root string) ([]versionStatus, error) {
-	names, err := fileNames(root)
+	names, err := dirNames(root)
 	if err != nil {
 		return nil, fmt.Errorf("list what is pinned: %w", err)
 	}
@@ -173,11 +173,11 @@ func readOtherVersions(root string) ([]versionStatus, error) {
 		if !versionDir.MatchString(name) || name == "v"+strconv.Itoa(datapath.ABI) {
 			continue
 		}
-		hooks, err := fileNames(filepath.Join(root, name, "links"))
+		hooks, err := pinNames(filepath.Join(root, name, "links"))
 		if err != nil {
 			return nil, fmt.Errorf("list pins: %w", err)
 		}
-		devices, err := fileNames(filepath.Join(root, name, devicesDir))
+		devices, err := pinNames(filepath.Join(root, name, devicesDir))
 		if err != nil {
 			return nil, fmt.Errorf("list pins: %w", err)
 		}

@@ -55,7 +55,7 @@ func readDevices(view *datapath.View, root string) (agent.PacketState, error) {
 	}
 	s.On = len(rows) > 0
 	dir := datapath.DevicesPath(root)
-	pins, err := fileNames(dir)
+	pins, err := pinNames(dir)
 	if err != nil {
 		return s, fmt.Errorf("list pins: %w", err)
 	}

@@ -202,8 +202,13 @@ also       v3, whose programs are attached, too: connect4
 func TestOtherVersionsAreFound(t *testing.T) {
 	root := t.TempDir()
 	own := "v" + strconv.Itoa(datapath.ABI)
-	for _, dir := range []string{own + "/links", "v1/links/connect6", "v1/links/connect4", "v98/devices/2-ingress", "v99/maps", "vault", "v1x"} {
+	for _, dir := range []string{own + "/links", "v1/links", "v98/devices/3-clsact", "v99/maps", "vault", "v1x"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, pin := range []string{"v1/links/connect6", "v1/links/connect4", "v98/devices/2-ingress"} {
+		if err := os.WriteFile(filepath.Join(root, pin), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

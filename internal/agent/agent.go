@@ -106,6 +106,7 @@ type agent struct {
 
 	synced       synced
 	applied      bool // the first complete apply is in the kernel
+	tookOver     bool // other versions have no hooks any more
 	fresh        bool // the kernel held nothing when we started
 	lastApply    time.Time
 	failing      map[lb.Name]string // what has been logged of it

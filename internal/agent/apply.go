@@ -36,9 +36,7 @@ func (a *agent) apply(start time.Time) {
 		if a.devices != nil {
 			a.devices.ready.give()
 		}
-		if !a.broken(r) {
-			a.removeOtherLinks()
-		}
+		a.takeOver(r)
 		a.forgetAffinities()
 		a.askWalk(nil)
 	default:
@@ -56,9 +54,15 @@ func (a *agent) apply(start time.Time) {
 	}
 }
 
-// removeOtherLinks ends the programs of other versions, whose work ours do now.
-func (a *agent) removeOtherLinks() {
+// takeOver ends the programs of other versions, once, when ours do their work as a
+// complete apply with result r shows. What cannot be ended now is tried again after
+// the next one.
+func (a *agent) takeOver(r reconciler.Result) {
+	if a.tookOver || a.broken(r) {
+		return
+	}
 	removed, err := datapath.RemoveOtherLinks(a.root)
+	a.tookOver = err == nil
 	if err != nil {
 		a.log.Warn("hooks of another version cannot be removed; both serve the node", logfield.Error(err))
 	}
@@ -135,6 +139,7 @@ func (a *agent) repair() {
 	a.reconciler.Adopt(held)
 	r := a.reconciler.ApplyAll(a.store.All())
 	a.finish(start, r, true)
+	a.takeOver(r)
 	a.forgetAffinities()
 	a.askWalk(nil)
 }

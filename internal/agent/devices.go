@@ -43,12 +43,12 @@ type devices struct {
 	count    func(restored int)
 	takeOver func() // takes away what other versions have left on devices
 
-	lists  chan []attach.Device
+	lists  chan listing
 	ready  signal // programs may be attached
 	synced signal // the tables say what the source says
 
 	held     map[uint32]datapath.Device // rows that programs may be using
-	want     []attach.Device
+	want     listing
 	behind   bool // the kernel does not have what is wanted
 	attached int  // devices that have their programs
 	begun    bool // it has had it once
@@ -57,18 +57,33 @@ type devices struct {
 	told     map[string]bool      // reasons for which devices are left out
 	spoken   map[string]time.Time // of which restored programs, and when
 
-	mu        sync.Mutex // of what follows
-	known     bool       // what the Node's addresses are
-	addresses []netip.Addr
-	rewatch   context.CancelFunc // has watch begin anew; nil before it has begun
-	state     PacketState
+	mu      sync.Mutex // of what follows
+	node    nodeAddresses
+	rewatch context.CancelFunc // has watch begin anew; nil before it has begun
+	state   PacketState
+}
+
+// nodeAddresses are those by which the Node is known, once they are.
+type nodeAddresses struct {
+	known bool
+	list  []netip.Addr
+}
+
+func (n nodeAddresses) equal(o nodeAddresses) bool {
+	return n.known == o.known && slices.Equal(n.list, o.list)
+}
+
+// listing is what devices there are, as the Node's addresses tell them apart.
+type listing struct {
+	devices []attach.Device
+	node    nodeAddresses
 }
 
 // newDevices returns what has yet to run. held are the rows of an earlier agent.
 func newDevices(filter attach.DeviceFilter, tables *datapath.Datapath, programs *attach.TC, held []datapath.Device, log *zap.Logger) *devices {
 	d := &devices{
 		log: log, filter: filter, rows: tables, programs: programs,
-		lists: make(chan []attach.Device), ready: newSignal(), synced: newSignal(),
+		lists: make(chan listing), ready: newSignal(), synced: newSignal(),
 		held: map[uint32]datapath.Device{}, told: map[string]bool{}, spoken: map[string]time.Time{},
 		state: PacketState{On: true},
 	}
@@ -93,20 +108,21 @@ func (s signal) give() { s.once.Do(func() { close(s.given) }) }
 func (d *devices) setAddresses(addresses []netip.Addr) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.known && slices.Equal(d.addresses, addresses) {
+	node := nodeAddresses{known: true, list: slices.Clone(addresses)}
+	if d.node.equal(node) {
 		return
 	}
-	d.known, d.addresses = true, slices.Clone(addresses)
+	d.node = node
 	if d.rewatch != nil {
 		d.rewatch()
 	}
 }
 
-// nodeAddresses returns what setAddresses was told last.
-func (d *devices) nodeAddresses() []netip.Addr {
+// addresses returns what setAddresses was told last.
+func (d *devices) addresses() nodeAddresses {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.addresses
+	return d.node
 }
 
 // watch sends the devices, at the start and whenever they change, until ctx ends.
@@ -117,13 +133,15 @@ func (d *devices) watch(ctx context.Context) {
 		d.mu.Lock()
 		d.rewatch = stop
 		d.mu.Unlock()
-		err := attach.WatchDevices(watching, d.filter, d.nodeAddresses, func(list []attach.Device) {
+		var node nodeAddresses // of the list that is being made, on this goroutine
+		asked := func() []netip.Addr { node = d.addresses(); return node.list }
+		err := attach.WatchDevices(watching, d.filter, asked, func(list []attach.Device) {
 			if failing {
 				d.log.Info("the node's devices are watched again")
 			}
 			failing = false
 			select {
-			case d.lists <- list:
+			case d.lists <- listing{list, node}:
 			case <-watching.Done():
 			}
 		})
@@ -151,6 +169,7 @@ func (d *devices) run(ctx context.Context) {
 	defer tick.Stop()
 	ready, synced, listed := d.ready.given, d.synced.given, false
 	for {
+		ticked := false
 		select {
 		case <-ctx.Done():
 			return
@@ -161,13 +180,11 @@ func (d *devices) run(ctx context.Context) {
 		case <-synced:
 			synced = nil
 		case <-tick.C:
+			ticked = true
 		}
-		switch {
-		case ready != nil || !listed:
-		case d.behind:
-			d.apply()
-		default:
-			d.check()
+		// A list from before the Node's addresses were known has a successor soon.
+		if ready == nil && listed && d.want.node.equal(d.addresses()) {
+			d.tend(ticked)
 		}
 		if synced == nil && d.begun && d.takeOver != nil {
 			d.takeOver() // ours do their work now
@@ -176,45 +193,55 @@ func (d *devices) run(ctx context.Context) {
 	}
 }
 
-// apply brings the kernel up to date. A program is attached after the row of its
-// device is there, and the row goes after the program.
-func (d *devices) apply() {
-	d.leaveOut()
-	rows := d.rowsOf(d.want)
-	maps.Copy(d.held, rows)
-	err := d.rows.SetDevices(slices.Collect(maps.Values(d.held)))
-	if err == nil {
-		d.attached, err = d.programs.Apply(d.want)
+// tend brings the kernel up to date and, if it is time to or nothing else is to be
+// done, puts back what somebody else has removed: a device that cannot be attached
+// to must not keep others from that.
+func (d *devices) tend(ticked bool) {
+	var err error
+	if ticked || !d.behind {
+		err = d.check()
 	}
-	if err == nil {
-		d.held = rows
-		err = d.rows.SetDevices(slices.Collect(maps.Values(rows)))
+	if d.behind {
+		err = d.apply() // tries again what check has failed in
 	}
-	d.behind = err != nil
 	d.failed(err)
 	d.publish(err)
-	if err == nil && d.begun {
-		d.log.Debug("programs are on devices", logfield.Count(d.attached))
-	}
 	if err == nil && !d.begun {
 		d.begun = true
-		d.log.Info("programs are on devices", logfield.Count(d.attached), logfield.Devices(hooked(d.want)))
-		if len(hooked(d.want)) == 0 {
+		d.log.Info("programs are on devices", logfield.Count(d.attached), logfield.Devices(hooked(d.want.devices)))
+		if len(hooked(d.want.devices)) == 0 {
 			d.log.Warn(noDevice + "; nobody is served by packets")
 		}
 	}
 	d.checkForwarding()
 }
 
+// apply brings the kernel up to date. A program is attached after the row of its
+// device is there, and the row goes after the program.
+func (d *devices) apply() error {
+	d.leaveOut()
+	rows := d.rowsOf(d.want)
+	maps.Copy(d.held, rows)
+	err := d.rows.SetDevices(slices.Collect(maps.Values(d.held)))
+	if err == nil {
+		d.attached, err = d.programs.Apply(d.want.devices)
+	}
+	if err == nil {
+		d.held = rows
+		err = d.rows.SetDevices(slices.Collect(maps.Values(rows)))
+	}
+	d.behind = err != nil
+	return err
+}
+
 // checkForwarding says once what keeps the node from forwarding, as soon as it is
 // known which families it has.
 func (d *devices) checkForwarding() {
-	addresses := d.nodeAddresses()
-	if d.checked || len(addresses) == 0 {
+	if d.checked || len(d.want.node.list) == 0 {
 		return
 	}
 	d.checked = true
-	for _, name := range notForwarding(procSys, addresses) {
+	for _, name := range notForwarding(procSys, d.want.node.list) {
 		d.log.Warn("the node does not forward packets, so no client elsewhere reaches a pod by it (set it to 1)", logfield.Sysctl(name))
 	}
 }
@@ -222,14 +249,11 @@ func (d *devices) checkForwarding() {
 // rowsOf returns what the packet path knows of devices. Which of them are pods' is
 // for certain only when the Node's addresses are known; an earlier agent's word
 // holds until then.
-func (d *devices) rowsOf(list []attach.Device) map[uint32]datapath.Device {
-	d.mu.Lock()
-	known := d.known
-	d.mu.Unlock()
+func (d *devices) rowsOf(list listing) map[uint32]datapath.Device {
 	rows := map[uint32]datapath.Device{}
-	for _, device := range list {
+	for _, device := range list.devices {
 		r := row(device)
-		if held, ok := d.held[r.Index]; ok && !known {
+		if held, ok := d.held[r.Index]; ok && !list.node.known {
 			r = held
 		}
 		rows[r.Index] = r
@@ -257,10 +281,8 @@ func hooked(list []attach.Device) (names []string) {
 }
 
 // check puts back what somebody else has removed.
-func (d *devices) check() {
+func (d *devices) check() error {
 	restored, err := d.programs.Check()
-	d.failed(err)
-	d.publish(err)
 	d.count(len(restored))
 	now := time.Now()
 	maps.DeleteFunc(d.spoken, func(_ string, at time.Time) bool { return now.Sub(at) > restoredAgain })
@@ -274,6 +296,7 @@ func (d *devices) check() {
 	if len(news) > 0 {
 		d.log.Warn("somebody has removed programs from devices; they are back", logfield.Programs(news))
 	}
+	return err
 }
 
 // failed logs the first of a series of failures, and the end of it.
@@ -291,7 +314,7 @@ func (d *devices) failed(err error) {
 // leaveOut says once for each reason which devices it keeps from the packet path.
 func (d *devices) leaveOut() {
 	news := map[string][]string{}
-	for _, device := range d.want {
+	for _, device := range d.want.devices {
 		if reason := device.Unsupported; reason != "" && !d.told[reason] {
 			news[reason] = append(news[reason], device.Name)
 		}
@@ -317,8 +340,8 @@ type PacketState struct {
 
 // publish keeps the state for who asks.
 func (d *devices) publish(err error) {
-	s := PacketState{On: true, Devices: len(hooked(d.want)), Attached: d.attached}
-	for _, device := range d.want {
+	s := PacketState{On: true, Devices: len(hooked(d.want.devices)), Attached: d.attached}
+	for _, device := range d.want.devices {
 		if device.Unsupported != "" {
 			s.Unsupported = append(s.Unsupported, device.Name+": "+device.Unsupported)
 		}

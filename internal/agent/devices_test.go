@@ -103,6 +103,9 @@ func device(index int, name string) attach.Device {
 	return attach.Device{Index: index, Name: name, Hooked: true, L2: true, L3Index: index}
 }
 
+// list returns the devices as they are told apart without the Node's addresses.
+func list(devices ...attach.Device) listing { return listing{devices: devices} }
+
 func messages(logs *observer.ObservedLogs) (out []string) {
 	for _, entry := range logs.All() {
 		out = append(out, entry.Message)
@@ -113,7 +116,7 @@ func messages(logs *observer.ObservedLogs) (out []string) {
 func TestProgramsComeAfterTheRowsOfTheirDevicesAndGoBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, kernel, _ := fakeDevices(t, func(*devices) {})
-		d.lists <- []attach.Device{device(1, "a"), device(2, "b")}
+		d.lists <- list(device(1, "a"), device(2, "b"))
 		time.Sleep(3 * checkEvery)
 		synctest.Wait()
 		if len(kernel.done) > 0 {
@@ -121,7 +124,7 @@ func TestProgramsComeAfterTheRowsOfTheirDevicesAndGoBefore(t *testing.T) {
 		}
 		d.ready.give()
 		synctest.Wait()
-		d.lists <- []attach.Device{device(2, "b"), device(3, "c")}
+		d.lists <- list(device(2, "b"), device(3, "c"))
 		synctest.Wait()
 		want := []string{
 			"rows [1 2]", "programs [a b]", "rows [1 2]",
@@ -138,7 +141,7 @@ func TestAFailureIsToldOnceAndSoIsItsEnd(t *testing.T) {
 		d, kernel, logs := fakeDevices(t, func(*devices) {})
 		d.ready.give()
 		kernel.failWith(errors.New("no"))
-		d.lists <- []attach.Device{device(1, "a")}
+		d.lists <- list(device(1, "a"))
 		time.Sleep(10 * checkEvery)
 		synctest.Wait()
 		if s := d.State(); s.Problem != "no" || s.Attached != 0 || s.Devices != 1 {
@@ -165,7 +168,7 @@ func TestRestoredProgramsAreToldOnceInAWhile(t *testing.T) {
 		restored := 0
 		d, kernel, logs := fakeDevices(t, func(d *devices) { d.count = func(n int) { restored += n } })
 		d.ready.give()
-		d.lists <- []attach.Device{device(1, "a")}
+		d.lists <- list(device(1, "a"))
 		synctest.Wait()
 		logs.TakeAll()
 		kernel.remove("a ingress")
@@ -180,6 +183,28 @@ func TestRestoredProgramsAreToldOnceInAWhile(t *testing.T) {
 	})
 }
 
+func TestRestoredProgramsOfOneDeviceWhileAnotherFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		restored := 0
+		d, kernel, logs := fakeDevices(t, func(d *devices) { d.count = func(n int) { restored += n } })
+		d.ready.give()
+		kernel.failWith(errors.New("no"))
+		d.lists <- list(device(1, "a"), device(2, "b"))
+		kernel.remove("b egress")
+		time.Sleep(2 * checkEvery)
+		synctest.Wait()
+		if restored == 0 {
+			t.Error("nobody has looked for programs that were removed")
+		}
+		if s := d.State(); s.Problem != "no" {
+			t.Errorf("state %+v, want the failure", s)
+		}
+		if told := logs.FilterMessageSnippet("they are back").Len(); told != 1 {
+			t.Errorf("%d lines tell of it, want one", told)
+		}
+	})
+}
+
 func TestDevicesLeftOutAreToldOnceForEachReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, _, logs := fakeDevices(t, func(*devices) {})
@@ -187,10 +212,10 @@ func TestDevicesLeftOutAreToldOnceForEachReason(t *testing.T) {
 		out := func(index int, reason string) attach.Device {
 			return attach.Device{Index: index, Name: fmt.Sprint("d", index), Unsupported: reason}
 		}
-		for _, list := range [][]attach.Device{
+		for _, devices := range [][]attach.Device{
 			{device(1, "a"), out(2, "odd"), out(3, "odd")}, {device(1, "a"), out(3, "odd"), out(4, "odd"), out(5, "strange")},
 		} {
-			d.lists <- list
+			d.lists <- list(devices...)
 			synctest.Wait()
 		}
 		told := logs.FilterMessage("devices are left out of the packet path").All()
@@ -212,13 +237,18 @@ func TestRowsOfAnEarlierAgentHoldUntilTheNodeIsKnown(t *testing.T) {
 		d.ready.give()
 		mistaken := device(1, "uplink")
 		mistaken.Pod = true
-		d.lists <- []attach.Device{mistaken, device(2, "new")}
+		d.lists <- list(mistaken, device(2, "new"))
 		synctest.Wait()
 		if kernel.rows[1].Pod || kernel.rows[2].Index != 2 || len(kernel.rows) != 2 {
 			t.Errorf("rows %v, want that of the uplink as it was", kernel.rows)
 		}
-		d.setAddresses(nil)
-		d.lists <- []attach.Device{mistaken}
+		d.setAddresses([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
+		d.lists <- list(mistaken) // of a moment before
+		synctest.Wait()
+		if kernel.rows[1].Pod {
+			t.Errorf("rows %v, of a list that did not know the Node's addresses", kernel.rows)
+		}
+		d.lists <- listing{[]attach.Device{mistaken}, d.addresses()}
 		synctest.Wait()
 		if !kernel.rows[1].Pod {
 			t.Errorf("rows %v, want what is known now", kernel.rows)
@@ -232,7 +262,7 @@ func TestOtherVersionsAreTakenOverWhenOursServe(t *testing.T) {
 		d, kernel, _ := fakeDevices(t, func(d *devices) { d.takeOver = func() { took++ } })
 		d.ready.give()
 		kernel.failWith(errors.New("no"))
-		d.lists <- []attach.Device{device(1, "a")}
+		d.lists <- list(device(1, "a"))
 		d.synced.give()
 		time.Sleep(2 * checkEvery)
 		synctest.Wait()

@@ -127,7 +127,9 @@ func (a *agent) removeOtherPackets() {
 
 // swept takes the result of a pass over the flows.
 func (a *agent) swept(r flows.Report) {
-	a.metrics.SetFlows(r.Flows, r.SNAT)
+	if r.InUse != nil { // else it has not seen all of them
+		a.metrics.SetFlows(r.Flows, r.SNAT)
+	}
 	if r.Expired+r.Forgotten > 0 {
 		a.log.Debug("ended flows", logfield.Silent(r.Expired), logfield.BackendGone(r.Forgotten))
 	}

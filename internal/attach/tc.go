@@ -135,11 +135,11 @@ func (t *TC) Apply(devices []Device) (attached int, err error) {
 			}
 		}
 	}
-	errs := []error{t.adopt()}
-	for at := range t.hooks {
-		if _, ok := t.want[at]; !ok {
-			errs = append(errs, t.drop(at))
-		}
+	errs := []error{t.adopt(), t.dropUnwanted()}
+	if _, ok := t.way.(*clsact); !ok && len(t.want) == 0 {
+		// Nothing will be attached that could tell whether the kernel has tcx.
+		_, err := takeAway(&clsact{dir: t.dir})
+		errs = append(errs, err)
 	}
 	_, err = t.fill()
 	for _, d := range devices {
@@ -152,7 +152,7 @@ func (t *TC) Apply(devices []Device) (attached int, err error) {
 
 // Check puts back the programs that somebody else has removed from the devices of
 // the last Apply, and tries again those that could not be attached. restored
-// names them, like "eth0 ingress".
+// names the former, like "eth0 ingress".
 func (t *TC) Check() (restored []string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -164,7 +164,12 @@ func (t *TC) Check() (restored []string, err error) {
 	for _, at := range lost {
 		errs = append(errs, t.drop(at))
 	}
-	restored, err = t.fill()
+	added, err := t.fill()
+	for _, at := range added {
+		if d, there := t.want[at]; there && slices.Contains(lost, at) {
+			restored = append(restored, d.Name+" "+string(at.dir))
+		}
+	}
 	return restored, errors.Join(append(errs, err)...)
 }
 
@@ -198,15 +203,15 @@ func (t *TC) adopt() error {
 }
 
 // fill attaches what is wanted and missing, and replaces programs that are not
-// ours. It returns what it has attached.
-func (t *TC) fill() (attached []string, err error) {
+// ours. added are the places that had none of ours.
+func (t *TC) fill() (added []place, err error) {
 	var errs []error
 	for _, at := range t.order() {
 		d, ok := t.want[at]
 		if !ok {
 			continue // it went away with the device's other place
 		}
-		added, err := t.put(at, d)
+		fresh, err := t.put(at, d)
 		switch {
 		case errors.Is(err, unix.ENODEV):
 			// Whoever watches devices will tell.
@@ -216,11 +221,11 @@ func (t *TC) fill() (attached []string, err error) {
 			}
 		case err != nil:
 			errs = append(errs, fmt.Errorf("attach to %s %s: %w", d.Name, at.dir, err))
-		case added:
-			attached = append(attached, d.Name+" "+string(at.dir))
+		case fresh:
+			added = append(added, at)
 		}
 	}
-	return attached, errors.Join(errs...)
+	return added, errors.Join(errs...)
 }
 
 // order returns the wanted places: first those of devices where other machines
@@ -274,7 +279,11 @@ func (t *TC) useClsact(cause error) error {
 	if err := t.adopt(); err != nil {
 		return err
 	}
-	// An earlier process may have had other devices.
+	return t.dropUnwanted() // an earlier process may have had other devices
+}
+
+// dropUnwanted takes away what is in places that are not wanted.
+func (t *TC) dropUnwanted() error {
 	var errs []error
 	for at := range t.hooks {
 		if _, ok := t.want[at]; !ok {
@@ -305,19 +314,27 @@ func RemoveTC(dir string) (removed int, err error) {
 	var errs []error
 	filters := &clsact{dir: dir}
 	for _, w := range []way{&tcx{dir: dir}, filters} {
-		hooks, err := w.adopt()
+		n, err := takeAway(w)
+		removed += n
 		errs = append(errs, err)
-		for at, h := range hooks {
-			if err := h.detach(); err != nil {
-				errs = append(errs, fmt.Errorf("detach from device %d %s: %w", at.index, at.dir, err))
-				continue
-			}
-			removed++
-		}
 	}
 	errs = append(errs, filters.removeQdiscs())
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, fmt.Errorf("remove directory of tc links: %w", err))
+	}
+	return removed, errors.Join(errs...)
+}
+
+// takeAway detaches all that an earlier process has attached in a way.
+func takeAway(w way) (removed int, err error) {
+	hooks, err := w.adopt()
+	errs := []error{err}
+	for at, h := range hooks {
+		if err := h.detach(); err != nil {
+			errs = append(errs, fmt.Errorf("detach from device %d %s: %w", at.index, at.dir, err))
+			continue
+		}
+		removed++
 	}
 	return removed, errors.Join(errs...)
 }

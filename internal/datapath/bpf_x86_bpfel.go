@@ -118,6 +118,7 @@ const (
 	bpfCounterCOUNTER_DROP_TOO_BIG           bpfCounter = 54
 	bpfCounterCOUNTER_DROP_FRAGMENT          bpfCounter = 55
 	bpfCounterCOUNTER_DROP_MALFORMED         bpfCounter = 56
+	bpfCounterCOUNTER_DROP_SOURCE            bpfCounter = 57
 )
 
 type bpfDevice struct {
@@ -384,8 +385,9 @@ type bpfServiceName struct {
 type bpfServiceOption uint64
 
 const (
-	bpfServiceOptionOPTION_RESTRICTED   bpfServiceOption = 4294967296
-	bpfServiceOptionOPTION_NODE_ALLOWED bpfServiceOption = 8589934592
+	bpfServiceOptionOPTION_RESTRICTED    bpfServiceOption = 4294967296
+	bpfServiceOptionOPTION_NODE_ALLOWED  bpfServiceOption = 8589934592
+	bpfServiceOptionOPTION_OUTSIDE_LOCAL bpfServiceOption = 17179869184
 )
 
 type bpfSide uint32

@@ -51,8 +51,9 @@ const (
 	rangeBaseBits  = 24
 	rangeCountBits = 16
 
-	optionRestricted  = uint64(bpfServiceOptionOPTION_RESTRICTED)
-	optionNodeAllowed = uint64(bpfServiceOptionOPTION_NODE_ALLOWED)
+	optionRestricted   = uint64(bpfServiceOptionOPTION_RESTRICTED)
+	optionNodeAllowed  = uint64(bpfServiceOptionOPTION_NODE_ALLOWED)
+	optionOutsideLocal = uint64(bpfServiceOptionOPTION_OUTSIDE_LOCAL)
 )
 
 func encodeRange(r lb.Range) uint64 {
@@ -76,14 +77,18 @@ func encodeOptions(row lb.ServiceRow) uint64 {
 	if row.NodeAllowed {
 		word |= optionNodeAllowed
 	}
+	if row.OutsideLocal {
+		word |= optionOutsideLocal
+	}
 	return word
 }
 
 func decodeService(s bpfService) lb.ServiceRow {
 	row := lb.ServiceRow{
-		Affinity:    uint32(s.Options),
-		Restricted:  s.Options&optionRestricted != 0,
-		NodeAllowed: s.Options&optionNodeAllowed != 0,
+		Affinity:     uint32(s.Options),
+		Restricted:   s.Options&optionRestricted != 0,
+		NodeAllowed:  s.Options&optionNodeAllowed != 0,
+		OutsideLocal: s.Options&optionOutsideLocal != 0,
 	}
 	for side, word := range s.Range {
 		row.Sides[side] = decodeRange(word)

@@ -41,6 +41,7 @@ func TestRowsHaveTheBytesOfTheABI(t *testing.T) {
 	slot := encodeSlot(backend("10.244.1.2:80"))
 	options := encodeOptions(lb.ServiceRow{Affinity: 0x01020304, Restricted: true})
 	allowed := encodeOptions(lb.ServiceRow{Affinity: 1, NodeAllowed: true})
+	outsideLocal := encodeOptions(lb.ServiceRow{Affinity: 1, OutsideLocal: true})
 	member := encodeMember(lb.Member{Service: 7, Backend: backend("[fd00:96::a]:443")})
 	sticky := encodeMember(lb.Member{Service: 7, Backend: backend("10.244.1.2:80"), Use: lb.UseOn(lb.SideOutside)})
 	source4 := encodeSource(lb.Source{Service: 7, Prefix: netip.MustParsePrefix("192.0.2.0/24")})
@@ -60,6 +61,7 @@ func TestRowsHaveTheBytesOfTheABI(t *testing.T) {
 		{"a slot ends in zeros", bytesOf(&slot), join(mapped, []byte{10, 244, 1, 2, 0, 80, 0, 0, 0, 0, 0, 0})},
 		{"options are the timeout, then flags", bytesOf(&options), []byte{4, 3, 2, 1, 1, 0, 0, 0}},
 		{"each flag has its bit", bytesOf(&allowed), []byte{1, 0, 0, 0, 2, 0, 0, 0}},
+		{"also that outside clients keep their address", bytesOf(&outsideLocal), []byte{1, 0, 0, 0, 4, 0, 0, 0}},
 		{"a member that serves has use 0 and its padding is zero", bytesOf(&member), join(v6Bytes, []byte{7, 0, 0, 0, 1, 0xbb, 0, 0})},
 		{"a member of a side has one more than the side's number", bytesOf(&sticky),
 			join(mapped, []byte{10, 244, 1, 2, 7, 0, 0, 0, 0, 80, 3, 0})},
@@ -99,7 +101,8 @@ func (r row) prefix() netip.Prefix {
 }
 
 func (r row) service() lb.ServiceRow {
-	row := lb.ServiceRow{Affinity: r.Uint32(), Restricted: r.Intn(2) == 0, NodeAllowed: r.Intn(2) == 0}
+	flag := func() bool { return r.Intn(2) == 0 }
+	row := lb.ServiceRow{Affinity: r.Uint32(), Restricted: flag(), NodeAllowed: flag(), OutsideLocal: flag()}
 	for side := range row.Sides {
 		row.Sides[side] = r.slots()
 	}

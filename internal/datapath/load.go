@@ -227,7 +227,7 @@ func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err err
 		}
 	}
 	for name, m := range spec.Maps {
-		if name[0] == '.' {
+		if !isPinned(name) {
 			continue
 		}
 		m.Pinning = ebpf.PinByName
@@ -241,6 +241,10 @@ func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err err
 	}
 	return spec, resized, setOptions(spec, cfg)
 }
+
+// isPinned says whether a map outlives the agent: not options, nor what is there only
+// while a packet is looked at, which is each build's own.
+func isPinned(name string) bool { return name[0] != '.' && name != bpfMapWork }
 
 // setOptions sets what bpf/config.h declares.
 func setOptions(spec *ebpf.CollectionSpec, cfg Config) error {

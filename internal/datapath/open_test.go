@@ -82,7 +82,7 @@ func sample() lb.Tables {
 	}
 	t.Services[2] = lb.ServiceRow{ // one side is empty because of a traffic policy
 		Sides:      [lb.Sides]lb.Range{{Base: 0, Count: 1, Generation: 1}, {Base: 0, Count: 1, Generation: 1}, lb.Range{}.NextEmpty(true)},
-		Restricted: true, NodeAllowed: true,
+		Restricted: true, NodeAllowed: true, OutsideLocal: true,
 	}
 	t.Services[3] = lb.ServiceRow{Sides: [lb.Sides]lb.Range{{Generation: 9}, {}, {}}, Restricted: true} // without backends
 	t.Services[40] = lb.ServiceRow{Sides: [lb.Sides]lb.Range{{}, {}, {Generation: 3}}}                  // had a name once

@@ -274,7 +274,7 @@ func testReplaced(t *testing.T, d *Datapath) {
 	want := lb.NewTables()
 	want.Services[5] = lb.ServiceRow{
 		Sides:    [lb.Sides]lb.Range{{Generation: 1}, {Generation: 2}, {Generation: 3}},
-		Affinity: 10800, NodeAllowed: true,
+		Affinity: 10800, NodeAllowed: true, OutsideLocal: true,
 	}
 	want.NodeAddresses[netip.MustParseAddr("192.0.2.1")] = lb.NodeAddressOpen
 	want.ServiceCIDRs[netip.MustParsePrefix("10.96.0.0/12")] = struct{}{}
@@ -290,7 +290,7 @@ func testReplaced(t *testing.T, d *Datapath) {
 		wantLoaded(t, d.Tables, want)
 	}
 	row := want.Services[5]
-	row.Affinity, row.Restricted, row.NodeAllowed = 1<<32-1, true, false
+	row.Affinity, row.Restricted, row.NodeAllowed, row.OutsideLocal = 1<<32-1, true, false, false
 	fatal(t, d.SetOptions(5, lb.ServiceRow{Affinity: 1<<32 - 1, Restricted: true})) // ranges are ignored
 	want.Services[5] = row
 	fatal(t, d.SetNodeAddress(netip.MustParseAddr("192.0.2.1"), lb.NodeAddressLoopback))
@@ -489,7 +489,7 @@ func testCounters(t *testing.T, d *Datapath) {
 			t.Errorf("counter %d is %+v, want a name and 0", i, c)
 		}
 	}
-	if first, last := counters[0].Name, counters[len(counters)-1].Name; first != "connect_tcp_pass" || last != "drop_malformed" {
+	if first, last := counters[0].Name, counters[len(counters)-1].Name; first != "connect_tcp_pass" || last != "drop_source" {
 		t.Errorf("counters go from %s to %s", first, last)
 	}
 }

@@ -29,7 +29,7 @@ func OpenView(root string) (*View, error) {
 	}
 	maps := map[string]*ebpf.Map{}
 	for name := range spec.Maps {
-		if name[0] == '.' {
+		if !isPinned(name) {
 			continue
 		}
 		// The kernel maps an array into memory only through a descriptor that

@@ -13,7 +13,8 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/datapath"
 )
 
-// Device is a network device of the node that the packet path is on.
+// Device is a network device of the node that the packet path knows: it is on it, or
+// on its ports, or packets leave by it.
 type Device struct {
 	Index uint32 `json:"index"`
 	Name  string `json:"name"` // "" where it is not known

@@ -44,7 +44,7 @@ func fixture() lb.Tables {
 	f.lead(8, lb.KindNodePort, "0.0.0.0:30443")
 	f.lead(8, lb.KindLoadBalancer, "203.0.113.20:443")
 	f.lead(8, lb.KindExternalIP, "198.51.100.20:443")
-	f.option(8, lb.ServiceRow{Affinity: 10800, Restricted: true, NodeAllowed: true})
+	f.option(8, lb.ServiceRow{Affinity: 10800, Restricted: true, NodeAllowed: true, OutsideLocal: true})
 	for _, prefix := range []string{"192.0.2.0/24", "203.0.113.20/32"} {
 		f.Sources[lb.Source{Service: 8, Prefix: netip.MustParsePrefix(prefix)}] = struct{}{}
 	}

@@ -34,7 +34,10 @@ type Service struct {
 	Restricted   bool           `json:"restricted"`
 	NodeAllowed  bool           `json:"nodeAllowed"`
 	SourceRanges []netip.Prefix `json:"sourceRanges"` // sorted, never null
-	Frontends    []string       `json:"frontends"`    // "vip:port", never null
+	// OutsideLocal tells that outside clients get backends of this node only and
+	// keep their address.
+	OutsideLocal bool     `json:"outsideLocal"`
+	Frontends    []string `json:"frontends"` // "vip:port", never null
 	// Problem says what could not be done for the whole Service; "" when all
 	// could.
 	Problem string `json:"problem"`
@@ -173,6 +176,7 @@ func service(t lb.Tables, id lb.ServiceID) Service {
 	row := Service{
 		Service: serviceName(t, id), PortName: port.Port, ID: id, Backends: int(cluster.Count),
 		Generation: cluster.Generation, AffinitySeconds: r.Affinity, Restricted: r.Restricted, NodeAllowed: r.NodeAllowed,
+		OutsideLocal: r.OutsideLocal,
 		SourceRanges: []netip.Prefix{}, Frontends: []string{}, Problem: string(t.Problems[port.Service]),
 	}
 	if named {

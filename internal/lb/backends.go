@@ -48,7 +48,7 @@ func (s *Store) backends(sp ServicePort) *Backends {
 		return nil
 	}
 	b := s.categorize(svc, s.candidates(sp))
-	b.Affinity = svc.Affinity
+	b.Affinity, b.OutsideLocal = svc.Affinity, svc.ExternalLocal
 	s.restrict(b, svc, sp.Family)
 	for i := range b.Sides {
 		set := &b.Sides[i]
@@ -282,5 +282,5 @@ func (b *Backends) equal(o *Backends) bool {
 		}
 	}
 	return slices.Equal(b.Serving, o.Serving) && b.Affinity == o.Affinity && b.Restricted == o.Restricted &&
-		b.NodeAllowed == o.NodeAllowed && slices.Equal(b.Sources, o.Sources)
+		b.NodeAllowed == o.NodeAllowed && slices.Equal(b.Sources, o.Sources) && b.OutsideLocal == o.OutsideLocal
 }

@@ -183,6 +183,39 @@ func TestTrafficPolicies(t *testing.T) {
 	}
 }
 
+// TestOutsideClientsKeepTheirAddress: the kernel is told when all backends of
+// outside clients are here, which the backends alone do not say.
+func TestOutsideClientsKeepTheirAddress(t *testing.T) {
+	s := newStore()
+	s.SetSlice(webSlice("a", 80, endpoint("10.0.0.1", "rs", on(here))))
+	for _, step := range []struct {
+		name               string
+		internal, external bool
+		changed, want      bool
+	}{
+		{"under Cluster they do not", false, false, true, false},
+		{"internalTrafficPolicy Local is not about them", true, false, false, false},
+		{"externalTrafficPolicy Local changes it, and none of the backends", true, true, true, true},
+		{"the same again changes nothing", true, true, false, true},
+		{"it does not ask for internalTrafficPolicy", false, true, false, true},
+		{"Cluster again", false, false, true, false},
+	} {
+		s.SetService(webService(func(s *lb.Service) { s.InternalLocal, s.ExternalLocal = step.internal, step.external }))
+		b, changed := s.Changes().Services[webPort]
+		if changed != step.changed {
+			t.Errorf("%s: the service changed: %v, want %v", step.name, changed, step.changed)
+		}
+		if all := s.All().Services[webPort]; all.OutsideLocal != step.want || changed && b.OutsideLocal != step.want {
+			t.Errorf("%s: all say %v, changes say %+v, want %v", step.name, all.OutsideLocal, b, step.want)
+		}
+	}
+	s.SetService(webService(func(s *lb.Service) { s.ExternalLocal = true }))
+	s.SetSlice(webSlice("a", 80))
+	if b := s.Changes().Services[webPort]; b == nil || !b.OutsideLocal {
+		t.Errorf("without backends: %+v, want what the policy says", b)
+	}
+}
+
 func policy(local bool) string {
 	if local {
 		return "Local"

@@ -58,6 +58,8 @@ type Backends struct {
 	Restricted  bool
 	NodeAllowed bool
 	Sources     []netip.Prefix
+	// OutsideLocal is as in ServiceRow.
+	OutsideLocal bool
 }
 
 // MemberRows returns the rows of Tables.Members for b, the backends of a service

@@ -76,6 +76,9 @@ func (r ServiceRow) line(id ServiceID) string {
 	if r.Restricted {
 		fmt.Fprintf(&b, " restricted node=%v", r.NodeAllowed)
 	}
+	if r.OutsideLocal {
+		b.WriteString(" outside-local")
+	}
 	return b.String()
 }
 

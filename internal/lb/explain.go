@@ -477,6 +477,9 @@ func compareService(h *held, want *Backends, t Tables) []string {
 		out = append(out, fmt.Sprintf("affinity %ds, restricted %v, node allowed %v; wanted is %ds, %v, %v", row.Affinity,
 			row.Restricted, row.NodeAllowed, want.Affinity, want.Restricted, want.NodeAllowed))
 	}
+	if row.OutsideLocal != want.OutsideLocal {
+		out = append(out, fmt.Sprintf("outside local %v; wanted is %v", row.OutsideLocal, want.OutsideLocal))
+	}
 	out = append(out, compareRows("source range", h.sources, want.SourceRows(id), Source.Compare,
 		func(src Source) string { return src.Prefix.String() })...)
 	return append(out, compareRows("member", h.members, want.MemberRows(id, h.port.Protocol), Member.Compare,

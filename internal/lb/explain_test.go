@@ -381,7 +381,7 @@ func program(d lb.Delta) lb.Tables {
 	for _, sp := range slices.SortedFunc(maps.Keys(d.Services), lb.ServicePort.Compare) {
 		b, id := d.Services[sp], lb.ServiceID(len(ids)+1)
 		ids[sp], t.Names[id] = id, sp
-		row := lb.ServiceRow{Affinity: b.Affinity, Restricted: b.Restricted, NodeAllowed: b.NodeAllowed}
+		row := lb.ServiceRow{Affinity: b.Affinity, Restricted: b.Restricted, NodeAllowed: b.NodeAllowed, OutsideLocal: b.OutsideLocal}
 		for side, set := range b.Sides {
 			row.Sides[side] = lb.Range{}.NextEmpty(set.Elsewhere)
 			if n := len(set.Backends); n > 0 {
@@ -459,6 +459,8 @@ func TestCompareWithTheKernelsTables(t *testing.T) {
 		{"another affinity", row(func(r *lb.ServiceRow) { r.Affinity = 11 }), []string{fmt.Sprintf(rules, 11, true, false)}},
 		{"unrestricted", row(func(r *lb.ServiceRow) { r.Restricted = false }), []string{fmt.Sprintf(rules, 10, false, false)}},
 		{"open to the node", row(func(r *lb.ServiceRow) { r.NodeAllowed = true }), []string{fmt.Sprintf(rules, 10, true, true)}},
+		{"outside clients lose their address", row(func(r *lb.ServiceRow) { r.OutsideLocal = false }),
+			[]string{"outside local false; wanted is true"}},
 		{"a source range less", func(t lb.Tables) { delete(t.Sources, lb.Source{Service: id(t), Prefix: sourceOfWeb.Prefix}) },
 			[]string{"source range 203.0.113.0/24 is missing"}},
 		{"a frontend less", func(t lb.Tables) { delete(t.Frontends, nodePort) }, []string{"frontend 0.0.0.0:30080/TCP does not lead here"}},

@@ -198,6 +198,9 @@ func backendsText(b *lb.Backends) string {
 	if b.Restricted || b.NodeAllowed || b.Sources != nil {
 		fmt.Fprintf(&out, " restricted %v to %v node %v", b.Restricted, b.Sources, b.NodeAllowed)
 	}
+	if b.OutsideLocal {
+		out.WriteString(" outside local")
+	}
 	return out.String()
 }
 

@@ -412,6 +412,7 @@ func (w world) backends(sp lb.ServicePort) *lb.Backends {
 	}
 	out := &lb.Backends{Affinity: svc.Affinity, Serving: which(func(e lb.Endpoint) bool { return e.Ready || e.Serving })}
 	out.Sides = [lb.Sides]lb.Set{choose(svc.InternalLocal), choose(false), choose(svc.ExternalLocal)}
+	out.OutsideLocal = svc.ExternalLocal
 	out.Restricted, out.NodeAllowed, out.Sources = w.sources(svc, sp.Family)
 	return out
 }

@@ -178,6 +178,9 @@ type ServiceRow struct {
 	Restricted bool
 	// NodeAllowed tells that processes on the node are among these clients.
 	NodeAllowed bool
+	// OutsideLocal tells that outside clients get backends of this node only,
+	// whatever device these are behind, and that they keep their address.
+	OutsideLocal bool
 }
 
 // Range is a block of slots. The kernel holds it in one 64-bit word, so a reader

@@ -41,7 +41,7 @@ func soundTables() lb.Tables {
 	cluster := lb.Range{Base: 4, Count: 2, Generation: 7}
 	t.Services[1] = lb.ServiceRow{
 		Sides:    [lb.Sides]lb.Range{cluster, cluster, lb.Range{Generation: 2}.NextEmpty(true)},
-		Affinity: 10, Restricted: true, NodeAllowed: true,
+		Affinity: 10, Restricted: true, NodeAllowed: true, OutsideLocal: true,
 	}
 	dns := lb.Range{Base: 6, Count: 1, Generation: 1}
 	t.Services[2] = lb.ServiceRow{Sides: [lb.Sides]lb.Range{dns, dns, dns}}
@@ -181,7 +181,7 @@ names:
   1 ns/web:http/TCP/IPv4
   2 ns/dns/UDP/IPv4
 services:
-  1 clusterIP{base=4 count=2 generation=7} inside{base=4 count=2 generation=7} outside{elsewhere generation=3} affinity=10s restricted node=true
+  1 clusterIP{base=4 count=2 generation=7} inside{base=4 count=2 generation=7} outside{elsewhere generation=3} affinity=10s restricted node=true outside-local
   2 base=6 count=1 generation=1
   3 base=0 count=0 generation=9
 slots:
@@ -224,6 +224,7 @@ func TestDifferencesCountsRows(t *testing.T) {
 		{"empty for another reason", func(t lb.Tables) { setRow(t, 1, func(r *lb.ServiceRow) { r.Sides[2].Base = 0 }) }, 1},
 		{"another affinity", func(t lb.Tables) { setRow(t, 1, func(r *lb.ServiceRow) { r.Affinity++ }) }, 1},
 		{"not restricted", func(t lb.Tables) { setRow(t, 1, func(r *lb.ServiceRow) { r.Restricted = false }) }, 1},
+		{"outside clients lose their address", func(t lb.Tables) { setRow(t, 1, func(r *lb.ServiceRow) { r.OutsideLocal = false }) }, 1},
 		{"two rows of one service", func(t lb.Tables) {
 			setRow(t, 1, func(r *lb.ServiceRow) { r.NodeAllowed = false })
 			delete(t.Sources, sourceOfWeb)

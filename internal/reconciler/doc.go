@@ -13,13 +13,13 @@
 //
 //  1. Service CIDRs that go: the addresses in them may be somebody else's now.
 //  2. For each service that changed: its name if the ID is new, sources that
-//     join, the options as far as they keep somebody out or end an affinity,
-//     members that join, the backends into a block of slots that nobody reads,
-//     and then the range of each side whose set changed. Storing a range is the
-//     flip: at once all frontends on that side lead to the new backends. Sides
-//     with equal sets share a block. The rest of the options comes last: as
-//     long as they say that there is an affinity, members have what is in the
-//     slots.
+//     join, the options as far as they keep somebody out, end an affinity or
+//     no longer let outside clients keep their address, members that join, the
+//     backends into a block of slots that nobody reads, and then the range of
+//     each side whose set changed. Storing a range is the flip: at once all
+//     frontends on that side lead to the new backends. Sides with equal sets
+//     share a block. The rest of the options comes last: as long as they say
+//     that there is an affinity, members have what is in the slots.
 //  3. Node addresses and frontends: new keys, then keys whose row changes, then
 //     deletes. Before the first wildcard that refuses there is a grace period,
 //     if new ports came before it: whoever missed one must not find the
@@ -27,7 +27,9 @@
 //  4. A grace period, if anything was retired so far.
 //  5. What nobody can be reading any more: members and sources that left, the
 //     row, members, sources and name of services that are gone, their blocks,
-//     the blocks that flips left behind. Service IDs are put to rest.
+//     the blocks that flips left behind. Service IDs are put to rest. If a
+//     backend was left, outside clients keep their address only from now on:
+//     the answers of one elsewhere would pass by the node.
 //  6. Service CIDRs that join, if all frontends are there and whoever missed
 //     one has ended: an address that is somebody's must not be taken for
 //     nobody's.

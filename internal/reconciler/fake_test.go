@@ -267,6 +267,9 @@ func (k *fakeKernel) SetOptions(id lb.ServiceID, options lb.ServiceRow) error {
 	options.Sides = [lb.Sides]lb.Range{}
 	line := fmt.Sprintf("set options %d affinity=%d restricted=%v node=%v",
 		id, options.Affinity, options.Restricted, options.NodeAllowed)
+	if options.OutsideLocal {
+		line += " outside-local"
+	}
 	if err := k.begin("SetOptions", line); err != nil {
 		k.open[id] = true
 		return err
@@ -589,6 +592,9 @@ func (k *fakeKernel) check(after string) {
 		if err := k.checkSources(h, sp); err != nil {
 			k.errorf("after %s: %v: %v", after, sp, err)
 		}
+		if err := k.checkOutside(h, sp); err != nil {
+			k.errorf("after %s: %v: %v", after, sp, err)
+		}
 	}
 	if err := k.checkNode(); err != nil {
 		k.errorf("after %s: %v", after, err)
@@ -636,7 +642,8 @@ func (k *fakeKernel) checkFrontend(key lb.FrontendKey, f lb.Frontend) error {
 		}
 	}
 	if !ever(func(b *lb.Backends) bool { return b.Affinity == row.Affinity }) ||
-		!ever(func(b *lb.Backends) bool { return b.Restricted == row.Restricted && b.NodeAllowed == row.NodeAllowed }) {
+		!ever(func(b *lb.Backends) bool { return b.Restricted == row.Restricted && b.NodeAllowed == row.NodeAllowed }) ||
+		row.OutsideLocal && !ever(func(b *lb.Backends) bool { return b.OutsideLocal }) {
 		return fmt.Errorf("leads to %v with options %+v, which it never had", sp, row)
 	}
 	return k.checkDenied(f.Service, sp)
@@ -680,6 +687,32 @@ func (k *fakeKernel) checkSources(h holding, sp lb.ServicePort) error {
 		always := k.throughout(func(w lb.Delta) bool { return w.Services[sp] == nil || allows(w.Services[sp], client) })
 		if always && !k.inSources(h.id, client) && !k.lacking[clientOf{h.id, client}] {
 			return fmt.Errorf("client %v is denied", client)
+		}
+	}
+	return nil
+}
+
+// checkOutside reports a backend that is not of this node and that an outside
+// client could get and keep its address: from the range that a program holds, or
+// from members. Programs read the range before the options.
+func (k *fakeKernel) checkOutside(h holding, sp lb.ServicePort) error {
+	if !k.rows[h.id].OutsideLocal {
+		return nil
+	}
+	never := func(b lb.Backend) bool {
+		return k.throughout(func(w lb.Delta) bool {
+			want := w.Services[sp]
+			return want == nil || !want.OutsideLocal || !slices.Contains(want.Sides[lb.SideOutside].Backends, b)
+		})
+	}
+	for _, b := range k.backends(h.row.Sides[lb.SideOutside]) {
+		if never(b) {
+			return fmt.Errorf("an outside client keeps its address to %v, which is elsewhere", b)
+		}
+	}
+	for m := range k.members {
+		if m.Service == h.id && m.Use == lb.UseOn(lb.SideOutside) && never(m.Backend) {
+			return fmt.Errorf("an outside client that remembers %v keeps its address, which is elsewhere", m.Backend)
 		}
 	}
 	return nil

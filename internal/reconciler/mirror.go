@@ -51,9 +51,17 @@ type side struct {
 
 // options is what a lb.ServiceRow has beside the ranges.
 type options struct {
-	affinity    uint32
-	restricted  bool
-	nodeAllowed bool
+	affinity     uint32
+	restricted   bool
+	nodeAllowed  bool
+	outsideLocal bool
+}
+
+// row returns a row with these options.
+func (o options) row() lb.ServiceRow {
+	return lb.ServiceRow{
+		Affinity: o.affinity, Restricted: o.restricted, NodeAllowed: o.nodeAllowed, OutsideLocal: o.outsideLocal,
+	}
 }
 
 func newMirror() mirror {
@@ -75,7 +83,7 @@ func mirrorOf(t lb.Tables) mirror {
 	maps.Copy(m.problems, t.Problems)
 	for id, row := range t.Services {
 		s := m.service(id)
-		s.options = options{row.Affinity, row.Restricted, row.NodeAllowed}
+		s.options = options{row.Affinity, row.Restricted, row.NodeAllowed, row.OutsideLocal}
 		for i, r := range row.Sides {
 			s.sides[i] = side{Range: r, slots: s.slotsOf(r, t.Slots)}
 		}
@@ -202,7 +210,7 @@ func (m *mirror) answers(key lb.FrontendKey) bool {
 
 // row returns the row of the services table.
 func (s *service) row() lb.ServiceRow {
-	row := lb.ServiceRow{Affinity: s.affinity, Restricted: s.restricted, NodeAllowed: s.nodeAllowed}
+	row := s.options.row()
 	for i, side := range s.sides {
 		row.Sides[i] = side.Range
 	}

@@ -21,7 +21,7 @@ type pass struct {
 	retired   []lb.ServiceID   // sorted
 	addresses []netip.Addr     // sorted
 	cidrs     []netip.Prefix   // sorted
-	// leaving is what is to be deleted after the grace period.
+	// leaving are the services that are finished after the grace period.
 	leaving []leavers
 	// failing are the Services of which something has failed in this pass.
 	failing map[lb.Name]struct{}
@@ -31,7 +31,7 @@ type pass struct {
 	result   Result
 }
 
-// leavers are the rows of one service that its clients ask no more.
+// leavers are the rows of one service, perhaps none, that its clients ask no more.
 type leavers struct {
 	*service
 	members []lb.Member
@@ -89,7 +89,8 @@ func (p *pass) update() {
 			p.failService(sp, err)
 			continue
 		}
-		if gone := p.leavers(p.have.named(sp)); len(gone.members)+len(gone.sources) > 0 {
+		s := p.have.named(sp)
+		if gone := p.leavers(s); len(gone.members)+len(gone.sources) > 0 || s.options != p.wantedOptions(s) {
 			if len(gone.sources) > 0 {
 				// Programs may have passed by those that have just joined.
 				p.waiting[sp.Service] = struct{}{}
@@ -180,7 +181,7 @@ func (p *pass) prune(suspend bool) {
 	for _, gone := range p.leaving {
 		err := p.graceErr
 		if err == nil {
-			err = p.deleteLeavers(gone)
+			err = p.finishService(gone)
 		}
 		if err != nil {
 			p.failService(gone.name, err)

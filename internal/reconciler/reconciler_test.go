@@ -39,11 +39,12 @@ type meaning struct {
 }
 
 type serviceMeaning struct {
-	Sides       [lb.Sides][]lb.Backend
-	Elsewhere   [lb.Sides]bool
-	Affinity    uint32
-	Restricted  bool
-	NodeAllowed bool
+	Sides        [lb.Sides][]lb.Backend
+	Elsewhere    [lb.Sides]bool
+	Affinity     uint32
+	Restricted   bool
+	NodeAllowed  bool
+	OutsideLocal bool
 }
 
 func newMeaning() meaning {
@@ -88,7 +89,9 @@ func meaningOf(tb testing.TB, t lb.Tables) meaning {
 			tb.Errorf("%v has two IDs", sp)
 		}
 		row := t.Services[id]
-		s := serviceMeaning{Affinity: row.Affinity, Restricted: row.Restricted, NodeAllowed: row.NodeAllowed}
+		s := serviceMeaning{
+			Affinity: row.Affinity, Restricted: row.Restricted, NodeAllowed: row.NodeAllowed, OutsideLocal: row.OutsideLocal,
+		}
 		for i, r := range row.Sides {
 			s.Sides[i] = slices.SortedFunc(slices.Values(t.Backends(r)), lb.Backend.Compare)
 			s.Elsewhere[i] = r.Elsewhere()
@@ -118,7 +121,9 @@ func wantMeaning(all lb.Delta) meaning {
 		}
 	}
 	for sp, b := range all.Services {
-		s := serviceMeaning{Affinity: b.Affinity, Restricted: b.Restricted, NodeAllowed: b.NodeAllowed}
+		s := serviceMeaning{
+			Affinity: b.Affinity, Restricted: b.Restricted, NodeAllowed: b.NodeAllowed, OutsideLocal: b.OutsideLocal,
+		}
 		for i, set := range b.Sides {
 			s.Sides[i], s.Elsewhere[i] = set.Backends, set.Elsewhere
 			if b.Affinity > 0 {
@@ -529,6 +534,7 @@ func (w *world) damage() {
 		maps.DeleteFunc(k.members, func(m lb.Member, _ struct{}) bool { return m.Service == id && w.rng.IntN(3) == 0 })
 	case 11:
 		row.Affinity, row.Restricted, row.NodeAllowed = uint32(w.rng.IntN(2)), w.rng.IntN(2) == 0, w.rng.IntN(2) == 0
+		row.OutsideLocal = w.rng.IntN(2) == 0
 		k.rows[id] = row
 	case 12:
 		k.sources[source] = struct{}{}

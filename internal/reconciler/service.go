@@ -17,7 +17,7 @@ func (p *pass) syncService(sp lb.ServicePort) error {
 		return err
 	}
 	want := p.want.Services[sp]
-	opts := options{want.Affinity, want.Restricted, want.NodeAllowed}
+	opts := p.wantedOptions(s)
 	// Who is to be kept out is, whatever else fails: rather a client too few
 	// than one that nobody has allowed.
 	sourcesErr := add(p, &s.sources, without(p.wantedSources(s), s.sources), p.kernel.SetSource)
@@ -33,17 +33,30 @@ func (p *pass) syncService(sp lb.ServicePort) error {
 	if err := p.setSides(s, &want.Sides); err != nil {
 		return err
 	}
+	if p.leftBackends(s) {
+		opts.outsideLocal = opts.outsideLocal && s.outsideLocal
+	}
 	return p.setOptions(s, opts)
+}
+
+// leftBackends tells whether a program may still give clients a backend that s
+// has left: one that has read an old range, or that asks members of an affinity.
+func (p *pass) leftBackends(s *service) bool {
+	_, waiting := p.waiting[s.name.Service]
+	return waiting || p.inherited || len(p.leavers(s).members) > 0
 }
 
 // towards returns what of want may be in force before all else of the service
 // is as wanted. Nobody is let in yet. An affinity ends but does not begin: as
-// long as there is one, members have what is in the slots.
+// long as there is one, members have what is in the slots. Nor do outside clients
+// begin to keep their address: as long as they do, the backends are here, for the
+// answers of others would pass by the node.
 func (o options) towards(want options) options {
 	next := want
 	if o.affinity == 0 {
 		next.affinity = 0
 	}
+	next.outsideLocal = o.outsideLocal && want.outsideLocal
 	if o.restricted && (!want.restricted || want.nodeAllowed) {
 		next.restricted, next.nodeAllowed = true, o.nodeAllowed
 	}
@@ -71,6 +84,12 @@ func (p *pass) ensureService(sp lb.ServicePort) (*service, error) {
 	return s, nil
 }
 
+// wantedOptions returns the options that s should have.
+func (p *pass) wantedOptions(s *service) options {
+	want := p.want.Services[s.name]
+	return options{want.Affinity, want.Restricted, want.NodeAllowed, want.OutsideLocal}
+}
+
 // wantedMembers returns the rows that members should have for s, sorted.
 func (p *pass) wantedMembers(s *service) []lb.Member {
 	return p.want.Services[s.name].MemberRows(s.id, s.name.Protocol)
@@ -88,6 +107,15 @@ func (p *pass) leavers(s *service) leavers {
 		members: without(s.members, p.wantedMembers(s)),
 		sources: without(s.sources, p.wantedSources(s)),
 	}
+}
+
+// finishService deletes what has left the service, now that no program asks for
+// it, and makes the options what they should be.
+func (p *pass) finishService(gone leavers) error {
+	if err := p.deleteLeavers(gone); err != nil {
+		return err
+	}
+	return p.setOptions(gone.service, p.wantedOptions(gone.service))
 }
 
 // deleteLeavers deletes these rows.
@@ -167,8 +195,7 @@ func (p *pass) writeOptions(s *service, opts options) error {
 	if s.options == opts {
 		return nil
 	}
-	row := lb.ServiceRow{Affinity: opts.affinity, Restricted: opts.restricted, NodeAllowed: opts.nodeAllowed}
-	if err := p.kernel.SetOptions(s.id, row); err != nil {
+	if err := p.kernel.SetOptions(s.id, opts.row()); err != nil {
 		return err
 	}
 	p.result.Writes++

@@ -390,13 +390,14 @@ func TestFlowsAndLinksOutliveTheAgentUntilThePathIsOff(t *testing.T) {
 	off := c.start("--packet-path=off")
 	c.hasPrograms("up0", false, soon)
 	c.hasPrograms("veth0", false, soon)
+	says(t, off.Logs, "the packet path is off; its programs are removed")
+	says(t, off.Logs, "the packet path is off; its flows are ended")
 	if got := c.flowClients(); len(got) != 0 {
 		t.Errorf("with the packet path off there are flows of %q", got)
 	}
 	if rows := c.pinnedMap("devices").Iterate(); rows.Next(new(uint32), make([]byte, 48)) {
 		t.Error("with the packet path off there are devices")
 	}
-	says(t, off.Logs, "the packet path is off; its programs are removed")
 	c.wantPackets(false, "")
 	if err := there(); err != nil {
 		t.Error(err)

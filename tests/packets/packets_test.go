@@ -30,6 +30,8 @@ func TestPrograms(t *testing.T) {
 		{"hops", testHops},
 		{"sizes", testSizes},
 		{"no route", testNoRoute},
+		{"policy Local", testPolicyLocal},
+		{"hostile", testHostile},
 	} {
 		t.Run(tc.name, func(t *testing.T) { tc.test(t, w) })
 	}

@@ -24,6 +24,8 @@ type service struct {
 	restricted  bool
 	nodeAllowed bool
 	sources     []netip.Prefix
+	// outsideLocal says that clients outside get backends of this node only.
+	outsideLocal bool
 
 	id lb.ServiceID
 	// ranges are those in the tables.
@@ -59,7 +61,7 @@ func (w *world) add(t testing.TB, f family, s *service) {
 	w.services++
 	s.id = lb.ServiceID(w.services)
 	must(t, w.datapath.SetOptions(s.id, lb.ServiceRow{
-		Affinity: s.affinity, Restricted: s.restricted, NodeAllowed: s.nodeAllowed,
+		Affinity: s.affinity, Restricted: s.restricted, NodeAllowed: s.nodeAllowed, OutsideLocal: s.outsideLocal,
 	}))
 	for _, prefix := range s.sources {
 		must(t, w.datapath.SetSource(lb.Source{Service: s.id, Prefix: prefix}))
