@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -28,7 +29,10 @@ func TestMain(m *testing.M) {
 // the sender of each datagram.
 func TestBenchMeasuresEverything(t *testing.T) {
 	testutil.RequireRoot(t)
-	e := effort{few: 2, many: 50, rounds: 2, block: 10, hookRuns: 10}
+	e := effort{
+		few: 2, many: 50, rounds: 2, block: 10, hookRuns: 10,
+		packetRounds: 2, flood: 1000, neighbour: time.Millisecond,
+	}
 	r, err := bench(t.Context(), e, t.Output())
 	if err != nil {
 		t.Fatal(err)
@@ -62,13 +66,46 @@ func TestBenchMeasuresEverything(t *testing.T) {
 	if diff := cmp.Diff(want, ran); diff != "" {
 		t.Errorf("with how many kinds of targets each program ran (-want +got):\n%s", diff)
 	}
-	// A Service has its name, the range of each side and two frontends, a port and
-	// all other ports, beside ten slots. The first one has a second port with
-	// members.
-	if got, want := r.Programming[1].All.Rows, 50*16+1+3+1+10+10; got != want {
+	// A Service has its name, its row, the range of each side and three frontends, a
+	// port, a NodePort and all other ports, beside ten slots. The first one has two more
+	// ports, with members. The node has an address.
+	if got, want := r.Programming[1].All.Rows, 50*17+2*(1+3+2+10+10)+1; got != want {
 		t.Errorf("50 Services took %d rows, want %d", got, want)
 	}
+	testPackets(t, r.Packets)
 	testReport(t, r)
+}
+
+// testPackets wants every load measured without kube-proxy, and each program in the
+// places where it does something.
+func testPackets(t *testing.T, r packetReport) {
+	t.Helper()
+	if r.Missing == "" {
+		t.Error("there was a kube-proxy to compare with, where nobody has built one")
+	}
+	lines := map[string]int{}
+	for _, c := range r.Workloads {
+		lines[string(c.Workload)] = len(c.Sides)
+		for _, s := range c.Sides {
+			if s.Time.P50 <= 0 || s.Ratio.Median <= 0 || s.Tail <= 0 {
+				t.Errorf("%s, %s: %+v", c.Workload, s.Title, s)
+			}
+		}
+	}
+	if diff := cmp.Diff(map[string]int{
+		"UDP packets to a NodePort": 4, "TCP connections to a NodePort, closed at once": 5,
+		"UDP sendto, recvfrom with a NodePort": 4, "TCP byte there and back with a NodePort": 4,
+		"UDP datagrams from pod to pod": 4,
+	}, lines); diff != "" {
+		t.Errorf("lines of each load (-want +got):\n%s", diff)
+	}
+	ran := map[string]int{}
+	for _, h := range r.Hooks {
+		ran[h.Name] = len(h.Nanoseconds)
+	}
+	if diff := cmp.Diff(map[string]int{"tc_ingress": 2, "tc_egress": 3, "tc_ingress_l3": 0, "tc_egress_l3": 0}, ran); diff != "" {
+		t.Errorf("in how many places each program ran (-want +got):\n%s", diff)
+	}
 }
 
 // testReport checks that a report can be printed, saved and read again.
@@ -99,7 +136,7 @@ func testReport(t *testing.T, r report) {
 
 func TestSummaryPairsTheRoundsOfTwoSides(t *testing.T) {
 	// The machine gets twice as slow, the ratio stays.
-	got := summarize(goals[0], samples{
+	got := summarize(tcpConnect, false, socketLines(goals[0]), samples{
 		sideDirect:  {{80, 80, 80}, {160, 160, 160}, {320, 320, 320}},
 		sideNotOurs: {{100, 110, 90}, {200, 190, 210}, {400, 410, 390}},
 		sideFew:     {{110, 500, 90}, {220, 10, 230}, {440, 440, 440}},
@@ -126,5 +163,25 @@ func TestQuantileInterpolates(t *testing.T) {
 		if got := quantile(values, q); got != want {
 			t.Errorf("quantile %v of %v is %v, want %v", q, values, got, want)
 		}
+	}
+}
+
+func TestGoalIsTheLowerOfTwoRates(t *testing.T) {
+	got := goalTimes(samples{
+		sideDirect:   {{950}, {950}},
+		sideNftables: {{1800}, {1200}}, // 1.5 times that rate is less, and more
+	})
+	if diff := cmp.Diff([][]int64{{1200}, {1000}}, got); diff != "" {
+		t.Errorf("nanoseconds a packet may take in each round (-want +got):\n%s", diff)
+	}
+}
+
+func TestCounterIsFoundByItsName(t *testing.T) {
+	const snmp = "Ip: Forwarding RcvbufErrors\nIp: 1 7\nUdp: InDatagrams RcvbufErrors\nUdp: 3 4\n"
+	if n, err := counter([]byte(snmp), "Udp", "RcvbufErrors"); n != 4 || err != nil {
+		t.Errorf("got %d, %v; want 4", n, err)
+	}
+	if n, err := counter([]byte(snmp), "Udp", "NoPorts"); err == nil {
+		t.Errorf("got %d for a counter that is not there", n)
 	}
 }

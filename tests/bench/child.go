@@ -102,30 +102,30 @@ type remote struct {
 	results *gob.Decoder
 }
 
-// startClient starts the client with the lists of targets that orders name.
-func startClient(ctx context.Context, ns *sandbox.Namespace, lists [][]netip.Addr) (*remote, error) {
+// startClient starts a client with the lists of targets that orders name.
+func startClient(ctx context.Context, ns *sandbox.Namespace, targets [][]netip.AddrPort) (*remote, error) {
 	p, err := startChild(ctx, ns, "client")
 	if err != nil {
 		return nil, err
 	}
 	r := &remote{process: p, orders: gob.NewEncoder(p.in), results: gob.NewDecoder(p.out)}
-	if err := r.orders.Encode(lists); err != nil {
+	if err := r.orders.Encode(targets); err != nil {
 		return nil, errors.Join(fmt.Errorf("tell the client its targets: %w", err), p.stop())
 	}
 	return r, nil
 }
 
-// do has the client do one block and returns its times in nanoseconds.
-func (r *remote) do(o order) ([]int64, error) {
+// do has the client do one block.
+func (r *remote) do(o order) (result, error) {
 	if err := r.orders.Encode(o); err != nil {
-		return nil, fmt.Errorf("write to the client: %w", err)
+		return result{}, fmt.Errorf("write to the client: %w", err)
 	}
 	var got result
 	if err := r.results.Decode(&got); err != nil {
-		return nil, fmt.Errorf("read from the client: %w", err)
+		return result{}, fmt.Errorf("read from the client: %w", err)
 	}
 	if got.Err != "" {
-		return nil, errors.New(got.Err)
+		return result{}, errors.New(got.Err)
 	}
-	return got.Nanoseconds, nil
+	return got, nil
 }

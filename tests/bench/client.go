@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,19 +36,24 @@ const (
 	udpRoundTrip workload = "UDP sendto, recvfrom"
 	// tcpPeer times getpeername() on a new connection.
 	tcpPeer workload = "TCP getpeername"
+	// flood sends datagrams as fast as it can and waits for no answer.
+	flood workload = "UDP packets"
 )
 
 // order asks the client for one block.
 type order struct {
 	Workload workload
-	Targets  int // index into the target lists
-	Count    int
+	Targets  int           // index into the target lists
+	Count    int           // operations; none of a flood
+	Time     time.Duration // of a flood
 }
 
 // result is the client's answer.
 type result struct {
-	Nanoseconds []int64
-	Err         string
+	Nanoseconds []int64 // of each operation
+	// Took is what the whole block took, until the server had nothing left to do.
+	Took time.Duration
+	Err  string
 }
 
 // client is the process that is measured. It has one thread and allocates
@@ -71,11 +77,11 @@ func beClient(in io.Reader, out io.Writer) error {
 		return err
 	}
 	orders, results := gob.NewDecoder(in), gob.NewEncoder(out)
-	var lists [][]netip.Addr
-	if err := orders.Decode(&lists); err != nil {
+	var l [][]netip.AddrPort
+	if err := orders.Decode(&l); err != nil {
 		return fmt.Errorf("read target lists: %w", err)
 	}
-	c := newClient(lists)
+	c := newClient(l)
 	for {
 		var o order
 		if err := orders.Decode(&o); errors.Is(err, io.EOF) {
@@ -84,10 +90,12 @@ func beClient(in io.Reader, out io.Writer) error {
 			return fmt.Errorf("read order: %w", err)
 		}
 		var r result
+		start := c.now()
 		if err := c.block(o); err != nil {
 			r.Err = err.Error()
 		} else {
-			r.Nanoseconds = c.samples[warmup:]
+			r.Took = time.Duration(c.now() - start)
+			r.Nanoseconds = c.samples[min(warmup, len(c.samples)):]
 		}
 		if err := results.Encode(r); err != nil {
 			return fmt.Errorf("write result: %w", err)
@@ -95,9 +103,9 @@ func beClient(in io.Reader, out io.Writer) error {
 	}
 }
 
-func newClient(lists [][]netip.Addr) *client {
-	c := &client{epoch: time.Now(), next: make([]int, len(lists))}
-	for _, list := range lists {
+func newClient(l [][]netip.AddrPort) *client {
+	c := &client{epoch: time.Now(), next: make([]int, len(l))}
+	for _, list := range l {
 		targets := make([]sockaddr, len(list))
 		for i, addr := range list {
 			targets[i] = sockaddrOf(addr)
@@ -109,6 +117,10 @@ func newClient(lists [][]netip.Addr) *client {
 
 // block does what o asks, warm-up included, and leaves the times in c.samples.
 func (c *client) block(o order) error {
+	if o.Workload == flood {
+		c.samples = c.samples[:0]
+		return firstInLine(func() error { return c.flood(o.Targets, int64(o.Time)) })
+	}
 	n := warmup + o.Count
 	if cap(c.samples) < n {
 		c.samples = make([]int64, n)
@@ -250,6 +262,36 @@ func (c *client) udpRoundTrips(to *sockaddr) error {
 			return fmt.Errorf("sent to %s, answered by %s", addrOf(to), addrOf(&c.from))
 		}
 		c.samples[i] = end - start
+	}
+	return nil
+}
+
+// message is struct mmsghdr.
+type message struct {
+	header unix.Msghdr
+	_      [8]byte // how much was sent
+}
+
+// flood sends datagrams to all of a list in turn until time is over. On devices that
+// hand a packet on at once, as veth does, each has arrived, or is lost, when it returns.
+func (c *client) flood(list int, nanoseconds int64) error {
+	fd, err := socket(unix.SOCK_DGRAM)
+	if err != nil {
+		return err
+	}
+	defer closeSocket(fd)
+	var payload [22]byte
+	messages := make([]message, len(c.lists[list]))
+	for i := range messages {
+		h := &messages[i].header
+		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&c.lists[list][i])), unix.SizeofSockaddrInet4
+		h.Iov, h.Iovlen = &unix.Iovec{Base: &payload[0], Len: uint64(len(payload))}, 1
+	}
+	for end := c.now() + nanoseconds; c.now() < end; {
+		n, errno := sendMessages(fd, messages)
+		if errno != 0 || n != len(messages) {
+			return fmt.Errorf("%d of %d datagrams were sent: %w", n, len(messages), errno)
+		}
 	}
 	return nil
 }

@@ -33,6 +33,15 @@ func podAddrs() []netip.Addr {
 	return addrs
 }
 
+// withPort returns where all of addrs listen on a port.
+func withPort(addrs []netip.Addr, port uint16) []netip.AddrPort {
+	out := make([]netip.AddrPort, len(addrs))
+	for i, addr := range addrs {
+		out[i] = netip.AddrPortFrom(addr, port)
+	}
+	return out
+}
+
 // vip is the ClusterIP of a Service.
 func vip(service int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 96, byte(service >> 8), byte(service)})
@@ -48,6 +57,13 @@ type cluster struct {
 	client      *remote
 	programming []programming // of few and of many
 
+	// Nodes that clients outside reach: one with our packet path, or none, and one
+	// with the rules of kube-proxy, nil where there is none to compare with.
+	routed, nftables *lane
+	// empty has programs for routed that do nothing.
+	empty *installation
+
+	dir     string
 	closers []func() error // in the order in which things were made
 }
 
@@ -56,6 +72,10 @@ type cluster struct {
 type installation struct {
 	cgroup   *sandbox.Cgroup
 	datapath *datapath.Datapath
+	// devices are those of the node whose packet path this is. attach puts it on some
+	// of them and takes it from the others.
+	devices []attach.Device
+	attach  func([]attach.Device) error
 }
 
 // Target lists of the client.
@@ -71,6 +91,7 @@ func (c *cluster) build(ctx context.Context, few, many int) error {
 	if err != nil {
 		return err
 	}
+	c.dir = dir
 	c.onClose(func() error { return os.RemoveAll(dir) })
 	bpffs := filepath.Join(dir, "bpf")
 	unmount, err := sandbox.MountBPFFS(bpffs)
@@ -81,11 +102,17 @@ func (c *cluster) build(ctx context.Context, few, many int) error {
 	if c.plain, err = c.newCgroup(); err != nil {
 		return err
 	}
+	if c.routed, err = c.newLane(ctx, many); err != nil {
+		return fmt.Errorf("make a node: %w", err)
+	}
 	if c.few, err = c.install(bpffs, few); err != nil {
 		return fmt.Errorf("install %d Services: %w", few, err)
 	}
 	if c.many, err = c.install(bpffs, many); err != nil {
 		return fmt.Errorf("install %d Services: %w", many, err)
+	}
+	if c.empty, err = c.addEmpty(filepath.Join(bpffs, "empty"), c.routed); err != nil {
+		return err
 	}
 	return c.startChildren(ctx, few, many)
 }
@@ -102,7 +129,7 @@ func (c *cluster) install(bpffs string, services int) (*installation, error) {
 		return nil, err
 	}
 	root := filepath.Join(bpffs, strconv.Itoa(services))
-	d, err := datapath.Open(datapath.Config{Root: root, CgroupID: target.ID})
+	d, err := datapath.Open(datapath.Config{Root: root, CgroupID: target.ID, PacketPath: true})
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +145,8 @@ func (c *cluster) install(bpffs string, services int) (*installation, error) {
 			return nil, err
 		}
 	}
-	return &installation{cgroup: cgroup, datapath: d}, nil
+	in := &installation{cgroup: cgroup, datapath: d}
+	return in, c.addPath(in, root, c.routed)
 }
 
 // startChildren makes the pods and starts client and server in them. The server
@@ -142,12 +170,12 @@ func (c *cluster) startChildren(ctx context.Context, few, many int) error {
 		return err
 	}
 	c.onClose(server.stop)
-	lists := make([][]netip.Addr, toAnyOfMany+1)
-	lists[toPod] = podAddrs()
-	lists[toService] = []netip.Addr{vip(0)}
-	lists[toAnyOfFew] = vips(few)
-	lists[toAnyOfMany] = vips(many)
-	if c.client, err = startClient(ctx, clientPod, lists); err != nil {
+	targets := make([][]netip.AddrPort, toAnyOfMany+1)
+	targets[toPod] = withPort(podAddrs(), port)
+	targets[toService] = withPort([]netip.Addr{vip(0)}, port)
+	targets[toAnyOfFew] = withPort(vips(few), port)
+	targets[toAnyOfMany] = withPort(vips(many), port)
+	if c.client, err = startClient(ctx, clientPod, targets); err != nil {
 		return err
 	}
 	c.onClose(c.client.stop)

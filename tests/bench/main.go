@@ -29,7 +29,7 @@ func main() {
 }
 
 func run() int {
-	hurry := flag.Bool("quick", false, "measure for ten seconds instead of a minute")
+	hurry := flag.Bool("quick", false, "measure for one minute instead of three")
 	save := flag.Bool("save", false, "write the figures to "+resultsDir+"/KERNEL.json, too")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -90,11 +90,14 @@ func (c *cluster) bench(ctx context.Context, e effort, say func(string)) (report
 		if err != nil {
 			return r, err
 		}
-		r.Workloads = append(r.Workloads, summarize(g, got))
+		r.Workloads = append(r.Workloads, summarize(g.workload, false, socketLines(g), got))
 	}
 	say("BPF programs")
 	var err error
-	r.Hooks, err = c.hooks(e)
+	if r.Hooks, err = c.hooks(e); err != nil {
+		return r, err
+	}
+	r.Packets, err = c.benchPackets(ctx, e, say)
 	return r, err
 }
 

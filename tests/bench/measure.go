@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"github.com/fairlead-lb/fairlead/internal/sandbox"
 )
@@ -19,12 +20,23 @@ type effort struct {
 	rounds    int // each compares all sides
 	block     int // operations a side does at a time, twice in a round
 	hookRuns  int // operations for the run time of the programs
+
+	nftables     int           // Services of kube-proxy
+	packetRounds int           // each compares all ways of the packet path
+	flood        int           // packets from outside at a time, twice in a round
+	neighbour    time.Duration // what a pod sends at a time, twice in a round
 }
 
-// full takes about a minute, quick about ten seconds.
+// full takes about three minutes, quick about one.
 var (
-	full  = effort{few: 10, many: 10_000, rounds: 150, block: 100, hookRuns: 20_000}
-	quick = effort{few: 10, many: 10_000, rounds: 50, block: 50, hookRuns: 5_000}
+	full = effort{
+		few: 10, many: 10_000, rounds: 150, block: 100, hookRuns: 20_000,
+		nftables: 1_000, packetRounds: 20, flood: 100_000, neighbour: 100 * time.Millisecond,
+	}
+	quick = effort{
+		few: 10, many: 10_000, rounds: 50, block: 50, hookRuns: 5_000,
+		nftables: 10, packetRounds: 5, flood: 50_000, neighbour: 50 * time.Millisecond,
+	}
 )
 
 // side is one way to the server.
@@ -141,5 +153,6 @@ func (c *cluster) measure(s side, w workload, count int) ([]int64, error) {
 	if err := c.enter(s.cgroup); err != nil {
 		return nil, err
 	}
-	return c.client.do(order{Workload: w, Targets: s.targets, Count: count})
+	got, err := c.client.do(order{Workload: w, Targets: s.targets, Count: count})
+	return got.Nanoseconds, err
 }

@@ -52,6 +52,7 @@ const changes = 20
 func program(tables *datapath.Tables, services int) (programming, error) {
 	endpoints := podAddrs()
 	store := lb.NewStore(lb.Config{})
+	store.SetLocalAddresses([]netip.Addr{nodeAddr})
 	for i := range services {
 		store.SetService(service(i))
 		store.SetSlice(slice(i, endpoints))
@@ -86,15 +87,24 @@ func program(tables *datapath.Tables, services int) (programming, error) {
 	return p, nil
 }
 
-// service is a Service with a port for TCP and, the first one, one for UDP.
+// sinkNodePort is the NodePort of the first Service's sink.
+const sinkNodePort = 30_000
+
+// nodePort is the NodePort of a Service, for TCP and, of the first one, for UDP.
+func nodePort(service int) uint16 { return uint16(20_000 + service) }
+
+// service is a Service with a port for TCP and, the first one, two for UDP. All have
+// NodePorts.
 func service(i int) lb.Service {
 	s := lb.Service{
 		Name:       lb.Name{Namespace: "bench", Name: fmt.Sprintf("service-%05d", i)},
 		ClusterIPs: []netip.Addr{vip(i)},
-		Ports:      []lb.Port{{Name: "tcp", Protocol: lb.TCP, Number: port}},
+		Ports:      []lb.Port{{Name: "tcp", Protocol: lb.TCP, Number: port, NodePort: nodePort(i)}},
 	}
 	if i == 0 {
-		s.Ports = append(s.Ports, lb.Port{Name: "udp", Protocol: lb.UDP, Number: port})
+		s.Ports = append(s.Ports,
+			lb.Port{Name: "udp", Protocol: lb.UDP, Number: port, NodePort: nodePort(i)},
+			lb.Port{Name: "sink", Protocol: lb.UDP, Number: sinkPort, NodePort: sinkNodePort})
 	}
 	return s
 }
@@ -103,7 +113,7 @@ func slice(i int, addrs []netip.Addr) lb.Slice {
 	of := service(i)
 	s := lb.Slice{Name: of.Name, Service: of.Name.Name, Family: lb.IPv4}
 	for _, p := range of.Ports {
-		s.Ports = append(s.Ports, lb.SlicePort{Name: p.Name, Protocol: p.Protocol, Number: port})
+		s.Ports = append(s.Ports, lb.SlicePort{Name: p.Name, Protocol: p.Protocol, Number: p.Number})
 	}
 	for _, addr := range addrs {
 		s.Endpoints = append(s.Endpoints, lb.Endpoint{Addr: addr, Ready: true, Serving: true})
@@ -115,11 +125,22 @@ func slice(i int, addrs []netip.Addr) lb.Slice {
 // always the same: neighbours in the maps are not visited one after another.
 func vips(n int) []netip.Addr {
 	out := make([]netip.Addr, n)
-	for i, service := range rand.New(rand.NewPCG(1, 2)).Perm(n) {
+	for i, service := range shuffled(n) {
 		out[i] = vip(service)
 	}
 	return out
 }
+
+// nodePorts are where the first n Services are reached at the node, in that order.
+func nodePorts(n int) []netip.AddrPort {
+	out := make([]netip.AddrPort, n)
+	for i, service := range shuffled(n) {
+		out[i] = netip.AddrPortFrom(nodeAddr, nodePort(service))
+	}
+	return out
+}
+
+func shuffled(n int) []int { return rand.New(rand.NewPCG(1, 2)).Perm(n) }
 
 // timedTables notes when something happens to the tables.
 type timedTables struct {

@@ -22,12 +22,27 @@ type report struct {
 	Workloads   []comparison
 	Hooks       []hook
 	Programming []programming
+	Packets     packetReport
+}
+
+// packetReport is what was found out about the packet path.
+type packetReport struct {
+	Missing string // why there is nothing of kube-proxy; "" when there is
+	// Nftables is how many Services kube-proxy had, and Sync how long it took to
+	// make its rules, from its start.
+	Nftables int
+	Sync     time.Duration
+
+	Rounds    int
+	Workloads []comparison
+	Hooks     []hook
 }
 
 // comparison is one workload from all sides.
 type comparison struct {
 	Workload workload
-	Goal     float64
+	// Rate tells that it is done as often as possible: ratios are those of rates.
+	Rate bool
 	// Direct is what the operation takes straight to the pod.
 	Direct distribution
 	Sides  []compared
@@ -43,53 +58,84 @@ type compared struct {
 	Base  string // the side it is compared with
 	Title string // with FEW and MANY
 	Time  distribution
-	// Ratio is p50 against p50 of the same round, Added the difference.
+	// Ratio is p50 against p50 of the same round, Added the difference, of times
+	// in any case. Tail is the median ratio of p99.
 	Ratio, Added spread
-	// Goal tells whether Ratio has the workload's goal to meet.
-	Goal bool
+	Tail         float64
+	// Verdict is the goal that Ratio has to meet and whether it does; "" when there
+	// is none.
+	Verdict string
 }
 
 // spread describes a figure over all rounds by its quartiles.
 type spread struct{ Q1, Median, Q3 float64 }
 
-// compares are the lines of a workload in the order of the report: a side and
-// what it is compared with. FEW and MANY stand for numbers. What a client gains
-// or loses by dialling a Service instead of a pod has the goal to meet; what
-// all of it costs against a node without Fairlead is told, too.
-var compares = []struct {
+// line is a line of a workload in the report: a side and what it is compared with.
+// FEW, MANY and NFT in its title stand for numbers.
+type line struct {
 	side, base, title string
-	goal              bool
-}{
-	{sideFew, sideNotOurs, "a Service, FEW in the maps, against direct", true},
-	{sideMany, sideNotOurs, "a Service, MANY in the maps, against direct", true},
-	{sideMany, sideFew, "MANY in the maps against FEW", false},
-	{sideSpread, sideNotOurs, "each of MANY Services in turn, against direct", false},
-	{sideNotOurs, sideDirect, "direct, against no Fairlead", false},
-	{sideMany, sideDirect, "a Service, MANY in the maps, against no Fairlead", false},
-	{sideAgain, sideDirect, "no Fairlead, against itself: noise", false},
+	goal              verdict // nil for none
 }
 
-// summarize turns the samples of a workload into what the report shows.
-func summarize(g goal, got samples) comparison {
-	c := comparison{Workload: g.workload, Goal: g.ratio, Direct: distributionOf(got[sideDirect])}
-	for _, t := range compares {
-		if len(got[t.side]) == 0 || len(got[t.base]) == 0 {
+// verdict judges a ratio.
+type verdict func(ratio float64) string
+
+func atMost(limit float64) verdict {
+	return func(ratio float64) string { return fmt.Sprintf("≤ %.2f %s", limit, met(ratio <= limit)) }
+}
+
+func atLeast(limit float64) verdict {
+	return func(ratio float64) string { return fmt.Sprintf("≥ %.2f %s", limit, met(ratio >= limit)) }
+}
+
+func met(ok bool) string {
+	if ok {
+		return "met"
+	}
+	return "missed"
+}
+
+// socketLines are the lines of a workload of the socket path. What a client gains or
+// loses by dialling a Service instead of a pod has the goal to meet; what all of it
+// costs against a node without Fairlead is told, too.
+func socketLines(g goal) []line {
+	return []line{
+		{sideFew, sideNotOurs, "a Service, FEW in the maps, against direct", atMost(g.ratio)},
+		{sideMany, sideNotOurs, "a Service, MANY in the maps, against direct", atMost(g.ratio)},
+		{sideMany, sideFew, "MANY in the maps against FEW", nil},
+		{sideSpread, sideNotOurs, "each of MANY Services in turn, against direct", nil},
+		{sideNotOurs, sideDirect, "direct, against no Fairlead", nil},
+		{sideMany, sideDirect, "a Service, MANY in the maps, against no Fairlead", nil},
+		{sideAgain, sideDirect, "no Fairlead, against itself: noise", nil},
+	}
+}
+
+// summarize turns the samples of a workload into what the report shows, with the
+// lines whose sides were measured. Of a rate it compares how many fit into a time.
+func summarize(w workload, rate bool, lines []line, got samples) comparison {
+	c := comparison{Workload: w, Rate: rate, Direct: distributionOf(got[sideDirect])}
+	for _, l := range lines {
+		if len(got[l.side]) == 0 || len(got[l.base]) == 0 {
 			continue
 		}
-		var ratios, added []float64
-		for i := range got[t.side] {
-			a, b := p50(got[t.side][i]), p50(got[t.base][i])
-			ratios, added = append(ratios, a/b), append(added, a-b)
+		var ratios, added, tails []float64
+		for i := range got[l.side] {
+			a, b := p50(got[l.side][i]), p50(got[l.base][i])
+			tails = append(tails, p99(got[l.side][i])/p99(got[l.base][i]))
+			ratio := a / b
+			if rate {
+				ratio = b / a
+			}
+			ratios, added = append(ratios, ratio), append(added, a-b)
 		}
-		c.Sides = append(c.Sides, compared{
-			Side:  t.side,
-			Base:  t.base,
-			Title: t.title,
-			Time:  distributionOf(got[t.side]),
-			Ratio: spreadOf(ratios),
-			Added: spreadOf(added),
-			Goal:  t.goal,
-		})
+		s := compared{
+			Side: l.side, Base: l.base, Title: l.title,
+			Time: distributionOf(got[l.side]), Ratio: spreadOf(ratios), Added: spreadOf(added), Tail: quantile(tails, 0.5),
+		}
+		if l.goal != nil {
+			s.Verdict = l.goal(s.Ratio.Median)
+		}
+		c.Sides = append(c.Sides, s)
 	}
 	return c
 }
@@ -110,6 +156,8 @@ func spreadOf(values []float64) spread {
 }
 
 func p50(times []int64) float64 { return quantile(floats(times), 0.5) }
+
+func p99(times []int64) float64 { return quantile(floats(times), 0.99) }
 
 func floats(of []int64) []float64 {
 	out := make([]float64, len(of))
@@ -138,15 +186,18 @@ func (r report) write(out io.Writer) error {
 	p("%s\n\n", r.Machine)
 	p("p50 of %d operations on each side, compared in each of %d rounds: median and quartiles of these.\n",
 		r.Samples, r.Rounds)
-	numbers := strings.NewReplacer("FEW", strconv.Itoa(r.Few), "MANY", strconv.Itoa(r.Many))
+	numbers := strings.NewReplacer("FEW", strconv.Itoa(r.Few), "MANY", strconv.Itoa(r.Many), "NFT", strconv.Itoa(r.Packets.Nftables))
 	for _, c := range r.Workloads {
 		p("\n%s: %s without Fairlead\tratio\tquartiles\tadded\tgoal\n", c.Workload, micros(c.Direct.P50))
 		for _, s := range c.Sides {
 			p("  %s\t%.3f\t%.3f – %.3f\t%+.0f ns\t%s\n", numbers.Replace(s.Title),
-				s.Ratio.Median, s.Ratio.Q1, s.Ratio.Q3, s.Added.Median, c.verdict(s))
+				s.Ratio.Median, s.Ratio.Q1, s.Ratio.Q3, s.Added.Median, s.Verdict)
 		}
 	}
-	writeHooks(r.Hooks, p)
+	writeHooks("BPF programs, sockets", r.Hooks, [][2]string{
+		{sideMany, "one Service"}, {sideSpread, "in turn"}, {sideNotOurs, "not ours"},
+	}, p)
+	r.Packets.write(numbers, p)
 	p("\nProgramming\trows\tbuilt\twritten\tflipped after\tgrace period\n")
 	for _, of := range r.Programming {
 		of.write(p)
@@ -154,12 +205,17 @@ func (r report) write(out io.Writer) error {
 	return w.Flush()
 }
 
-func writeHooks(hooks []hook, line func(string, ...any)) {
-	line("\nBPF programs\tinstructions verified\tmachine code\tone Service\tin turn\tnot ours\n")
+// writeHooks prints a table whose last columns are run times, by name and title.
+func writeHooks(title string, hooks []hook, columns [][2]string, line func(string, ...any)) {
+	line("\n%s\tinstructions verified\tmachine code", title)
+	for _, c := range columns {
+		line("\t%s", c[1])
+	}
+	line("\n")
 	for _, h := range hooks {
 		line("  %s\t%d\t%d bytes", h.Name, h.Verified, h.Size)
-		for _, side := range []string{sideMany, sideSpread, sideNotOurs} {
-			if ns, ran := h.Nanoseconds[side]; ran {
+		for _, c := range columns {
+			if ns, ran := h.Nanoseconds[c[0]]; ran {
 				line("\t%.0f ns", ns)
 			} else {
 				line("\t–")
@@ -169,16 +225,33 @@ func writeHooks(hooks []hook, line func(string, ...any)) {
 	}
 }
 
-// verdict says whether a side meets the goal, nothing where there is none.
-func (c comparison) verdict(s compared) string {
-	switch {
-	case !s.Goal:
-		return ""
-	case s.Ratio.Median <= c.Goal:
-		return fmt.Sprintf("≤ %.2f met", c.Goal)
-	default:
-		return fmt.Sprintf("≤ %.2f missed", c.Goal)
+// write prints what there is about the packet path.
+func (r packetReport) write(numbers *strings.Replacer, line func(string, ...any)) {
+	line("\nPacket path, %d rounds", r.Rounds)
+	if r.Missing == "" {
+		line("; kube-proxy took %s to make rules for %d Services", short(r.Sync), r.Nftables)
+	} else {
+		line("; %s", r.Missing)
 	}
+	line("\n")
+	for _, c := range r.Workloads {
+		direct := micros(c.Direct.P50)
+		if c.Rate {
+			direct += " for each"
+		}
+		line("\n%s: %s without a proxy\tratio\tquartiles\tadded\tp99\tgoal\n", c.Workload, direct)
+		for _, s := range c.Sides {
+			tail := "–"
+			if !c.Rate {
+				tail = fmt.Sprintf("%.3f", s.Tail)
+			}
+			line("  %s\t%.3f\t%.3f – %.3f\t%+.0f ns\t%s\t%s\n", numbers.Replace(s.Title),
+				s.Ratio.Median, s.Ratio.Q1, s.Ratio.Q3, s.Added.Median, tail, s.Verdict)
+		}
+	}
+	writeHooks("BPF programs, packets", r.Hooks, [][2]string{
+		{"request", "request"}, {"answer", "answer"}, {"at the pod", "at the pod"}, {"not ours", "not ours"},
+	}, line)
 }
 
 func (p programming) write(line func(string, ...any)) {

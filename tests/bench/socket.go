@@ -13,9 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// port is what everybody listens on and dials: the server, and every Service
-// for TCP and UDP.
-const port = 8080
+// Ports of the server and, with the same numbers, of the Services' ClusterIPs.
+const (
+	port = 8080 // TCP and UDP: what comes is sent back
+	// sinkPort is for datagrams that nobody reads. The kernel counts them.
+	sinkPort = 8081
+)
 
 // ioTimeout bounds every call that waits for the other side.
 var ioTimeout = unix.Timeval{Sec: 2}
@@ -23,8 +26,8 @@ var ioTimeout = unix.Timeval{Sec: 2}
 // sockaddr is an IPv4 address as the kernel takes it.
 type sockaddr = unix.RawSockaddrInet4
 
-func sockaddrOf(addr netip.Addr) sockaddr {
-	return sockaddr{Family: unix.AF_INET, Port: port>>8 | port&0xff<<8, Addr: addr.As4()}
+func sockaddrOf(to netip.AddrPort) sockaddr {
+	return sockaddr{Family: unix.AF_INET, Port: to.Port()>>8 | to.Port()<<8, Addr: to.Addr().As4()}
 }
 
 func addrOf(sa *sockaddr) netip.AddrPort {
@@ -108,6 +111,12 @@ func getpeername(fd int, peer *sockaddr, size *uint32) unix.Errno {
 	return errno
 }
 
+// sendMessages returns how many of the messages were sent.
+func sendMessages(fd int, messages []message) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&messages[0])), uintptr(len(messages)), 0, 0, 0)
+	return int(n), errno
+}
+
 func closeSocket(fd int) unix.Errno {
 	_, _, errno := unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
 	return errno
@@ -148,4 +157,29 @@ func pin(batch bool) error {
 		return fmt.Errorf("set scheduling policy: %w", err)
 	}
 	return nil
+}
+
+// alone runs f on the CPU that pin chooses, where nobody else runs in that time. The
+// calling goroutine must be locked to its thread.
+func alone(f func() error) error {
+	var allowed unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
+		return fmt.Errorf("read CPU affinity: %w", err)
+	}
+	if err := pin(false); err != nil {
+		return err
+	}
+	err := firstInLine(f)
+	return errors.Join(err, os.NewSyscallError("restore CPU affinity", unix.SchedSetaffinity(0, &allowed)))
+}
+
+// firstInLine runs f with a priority above that of all ordinary threads.
+func firstInLine(f func() error) error {
+	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
+	if err := unix.SchedSetAttr(0, &fifo, 0); err != nil {
+		return fmt.Errorf("set scheduling policy: %w", err)
+	}
+	err := f()
+	normal := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}
+	return errors.Join(err, os.NewSyscallError("restore scheduling policy", unix.SchedSetAttr(0, &normal, 0)))
 }

@@ -96,7 +96,9 @@ func testAgentRestart(t *testing.T, c *cluster) {
 	s := c.scenario(t, "agent-restart")
 	s.apply(t, example("simpleservice.yaml"))
 	addr := s.address(t, "simpleservice")
-	s.wantAnsweredBy(t, addr, s.wantPods(t, "app=sise", 1)...)
+	pods := s.wantPods(t, "app=sise", 1)
+	c.wantNoOthers(t, s.namespace) // whose links would go while the agent is away
+	s.wantAnsweredBy(t, addr, pods...)
 	if n := c.tableWrites(t); n == 0 {
 		t.Error("the metric says that no table was ever written")
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -31,6 +32,7 @@ import (
 type cluster struct {
 	*dialer            // the client pod
 	process *dialer    // processes of the node
+	outside *outside   // a machine that is not part of the cluster
 	suite   testing.TB // what the cluster ends with
 	node    *sandbox.Node
 	control *controlplane.ControlPlane
@@ -55,12 +57,13 @@ func startCluster(t *testing.T) *cluster {
 		t.Fatalf("make a client of the API server: %v", err)
 	}
 	startKubelet(t, c.client, c.node)
+	c.outside = connectOutside(t, c.node.Namespace())
 	clientPod, err := c.node.AddPod("client", podAddrs(clientHost)...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	removeDefaultRoutes(t, clientPod)
-	c.dialer, c.process = newDialer(clientPod), newDialer(c.node.Namespace())
+	limitRoutes(t, clientPod)
+	c.dialer, c.process = newDialer(clientPod.Dial), newDialer(c.node.Namespace().Dial)
 	c.account = agentAccount(t, c.client)
 	c.options = testutil.AgentOptions{
 		Netns:      c.node.Namespace(),
@@ -74,15 +77,15 @@ func startCluster(t *testing.T) *cluster {
 	return c
 }
 
-// removeDefaultRoutes leaves a pod with the routes to its neighbours, which is all
-// that connections need whose destination is changed before they are routed. What
+// limitRoutes leaves a pod with the routes to its neighbours and to the node, which is
+// all that connections need whose destination is changed before they are routed. What
 // the agent leaves untouched fails at once then. The node would tell the pod the
 // same, but only once in a second.
-func removeDefaultRoutes(t *testing.T, pod *sandbox.Namespace) {
+func limitRoutes(t *testing.T, pod *sandbox.Namespace) {
 	t.Helper()
-	for _, family := range []string{"-4", "-6"} {
-		if out, err := pod.Command(t.Context(), "ip", family, "route", "delete", "default").CombinedOutput(); err != nil {
-			t.Fatalf("delete the default route of the client pod: %v: %s", err, out)
+	for i, gateway := range []netip.Prefix{sandbox.GatewayIPv4, sandbox.GatewayIPv6} {
+		if err := pod.Configure(fmt.Sprintf("route replace %s via %s\nroute delete default via %[2]s", nodeAddrs[i], gateway.Addr())); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -38,8 +38,9 @@ const (
 	distantZone = "south"
 )
 
-// nodeAddrs are the node's own addresses, IPv4 first.
-var nodeAddrs = []netip.Addr{sandbox.GatewayIPv4.Addr(), sandbox.GatewayIPv6.Addr()}
+// nodeAddrs are the node's own addresses, IPv4 first: those by which the outside knows
+// it.
+var nodeAddrs = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8:2::1")}
 
 const (
 	// podGrace is how long a deleted pod goes on serving, as a container does that
@@ -235,8 +236,8 @@ func (k *kubelet) start(ctx context.Context, name cache.ObjectName, pod *corev1.
 	return patchStatus(ctx, k.client, pod.Namespace, pod.Name, status)
 }
 
-// launch makes a Pod's namespace with a server, named after the Pod, on each of
-// its container ports.
+// launch makes a Pod's namespace with servers, named after the Pod, for HTTP and for
+// datagrams on each of its container ports.
 func (k *kubelet) launch(name cache.ObjectName, pod *corev1.Pod) error {
 	host, err := k.freeHost()
 	if err != nil {
@@ -250,11 +251,15 @@ func (k *kubelet) launch(name cache.ObjectName, pod *corev1.Pod) error {
 	k.running[name] = running
 	for _, container := range pod.Spec.Containers {
 		for _, port := range container.Ports {
-			server, err := sandbox.ServeHTTP(running.netns, fmt.Sprintf(":%d", port.ContainerPort), pod.Name)
-			if err != nil {
-				return err
+			for _, serve := range []func(*sandbox.Namespace, string, string) (*sandbox.Server, error){
+				sandbox.ServeHTTP, sandbox.ServeUDPEcho,
+			} {
+				server, err := serve(running.netns, fmt.Sprintf(":%d", port.ContainerPort), pod.Name)
+				if err != nil {
+					return err
+				}
+				running.servers = append(running.servers, server)
 			}
-			running.servers = append(running.servers, server)
 		}
 	}
 	return nil

@@ -62,6 +62,8 @@ var alone = []clusterTest{
 	{"traffic goes on while the API server is away", testAPIServerRestart},
 	{"agent killed and started again writes nothing", testAgentRestart},
 	{"load balancers leave a node that goes away", testNodeLeaves},
+	{"simple-server is reached from outside by its NodePort", testOutsideNodePort},
+	{"policy Local keeps clients outside to this node's pods", testOutsideLocal},
 }
 
 // TestKubernetes runs all that needs an API server, on one cluster.
@@ -296,7 +298,7 @@ func testAPIServerService(t *testing.T, c *cluster) {
 	authority.AppendCertsFromPEM(config.CAData)
 	client := http.Client{
 		Transport: &http.Transport{
-			DialContext:       c.netns.Dial,
+			DialContext:       c.dial,
 			TLSClientConfig:   &tls.Config{RootCAs: authority, Certificates: []tls.Certificate{certificate}},
 			DisableKeepAlives: true,
 		},

@@ -295,6 +295,23 @@ func (s *scenario) wantObjects(t *testing.T, label string, n int) {
 	})
 }
 
+// wantNoOthers waits until all Pods there are, are in one namespace.
+func (c *cluster) wantNoOthers(t *testing.T, namespace string) {
+	t.Helper()
+	testutil.Eventually(t, settleTimeout, "the pods of other tests are gone", func() error {
+		pods, err := c.client.CoreV1().Pods(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for i := range pods.Items {
+			if pod := &pods.Items[i]; pod.Namespace != namespace {
+				return fmt.Errorf("%s/%s is still there", pod.Namespace, pod.Name)
+			}
+		}
+		return nil
+	})
+}
+
 // setReady makes a Pod pass or fail its readiness probe.
 func (s *scenario) setReady(t *testing.T, pod string, ready bool) {
 	t.Helper()

@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +20,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fairlead-lb/fairlead/internal/sandbox"
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
 
@@ -34,13 +34,16 @@ const (
 
 // dialer is somebody who makes connections: a pod, or the processes of the node.
 type dialer struct {
-	netns *sandbox.Namespace
-	http  *http.Client // whose sockets are in netns
+	dial dialFunc
+	http *http.Client // whose connections dial makes
 }
 
-func newDialer(netns *sandbox.Namespace) *dialer {
-	return &dialer{netns: netns, http: &http.Client{
-		Transport: &http.Transport{DialContext: netns.Dial, DisableKeepAlives: true},
+// dialFunc is the type of sandbox.Namespace.Dial.
+type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
+
+func newDialer(dial dialFunc) *dialer {
+	return &dialer{dial: dial, http: &http.Client{
+		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true},
 		Timeout:   5 * time.Second,
 	}}
 }
@@ -68,10 +71,16 @@ func (d *dialer) get(addr string) (string, error) {
 // addr succeed and the given pods, and no others, answer them.
 func (d *dialer) wantAnsweredBy(t *testing.T, addr string, pods ...string) {
 	t.Helper()
+	wantAnswers(t, d.get, addr, pods...)
+}
+
+// wantAnswers is wantAnsweredBy for requests of any kind.
+func wantAnswers(t *testing.T, get func(addr string) (string, error), addr string, pods ...string) {
+	t.Helper()
 	testutil.Eventually(t, settleTimeout, addr+" is answered by the right pods", func() error {
 		answers := map[string]int{}
 		for range samples {
-			pod, err := d.get(addr)
+			pod, err := get(addr)
 			if err != nil {
 				return err
 			}
@@ -112,11 +121,17 @@ func (d *dialer) wantUntouched(t *testing.T, addr string) {
 
 // wantFailure fails the test unless, within settleTimeout, connections to addr fail
 // with want, ten times on end.
-func (d *dialer) wantFailure(t *testing.T, addr string, want unix.Errno) {
+func (d *dialer) wantFailure(t *testing.T, addr string, want error) {
+	t.Helper()
+	wantFailures(t, d.get, addr, want)
+}
+
+// wantFailures is wantFailure for requests of any kind.
+func wantFailures(t *testing.T, get func(addr string) (string, error), addr string, want error) {
 	t.Helper()
 	testutil.Eventually(t, settleTimeout, fmt.Sprintf("%s: %v", addr, want), func() error {
 		for range 10 {
-			pod, err := d.get(addr)
+			pod, err := get(addr)
 			if err == nil {
 				return fmt.Errorf("%s was answered by %s", addr, pod)
 			}
@@ -138,7 +153,7 @@ type connection struct {
 // connect makes a connection that is closed when the test ends.
 func (d *dialer) connect(t *testing.T, addr string) *connection {
 	t.Helper()
-	conn, err := d.netns.Dial(t.Context(), "tcp", addr)
+	conn, err := d.dial(t.Context(), "tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
