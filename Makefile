@@ -71,7 +71,8 @@ test-vm: ## datapath and sockets on Linux 6.1 and 6.12 in QEMU
 	$(GO_TEST) -timeout 25m ./tests/vm
 
 .PHONY: bench
-bench: ## what a connection through a Service costs (root)
+bench: ## what a connection through a Service costs, beside kube-proxy (root)
+	scripts/build-control-plane.sh kube-proxy
 	go run ./tests/bench
 
 .PHONY: verify
