@@ -14,8 +14,10 @@
 #include "client.h"
 #include "gate.h"
 
-/* Seconds after which somebody else may have a flow's tuple although the agent has
- * not got round to deleting it.
+/*
+ * Seconds of silence after which another flow may have a flow's tuple, should it want just
+ * that one: of datagrams, and of a connection that is still opening, so that a few SYNs a
+ * second cannot hold all source ports. Whoever loses it begins anew with its next SYN.
  */
 #define FLOW_OVER_UDP 180
 #define FLOW_OVER_OPENING 10
