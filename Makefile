@@ -68,7 +68,7 @@ test-e2e: ## a real API server, real traffic (root)
 .PHONY: test-vm
 test-vm: ## datapath and sockets on Linux 6.1 and 6.12 in QEMU
 	scripts/vm-kernels.sh
-	$(GO_TEST) -timeout 25m ./tests/vm
+	$(GO_TEST) -timeout 45m ./tests/vm
 
 .PHONY: bench
 bench: ## what a connection through a Service costs, beside kube-proxy (root)

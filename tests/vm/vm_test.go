@@ -31,7 +31,7 @@ var packages = []string{
 var kernels = []string{"6.1", "6.12"}
 
 // limit is how long one kernel may take for all packages.
-const limit = 10 * time.Minute
+const limit = 20 * time.Minute
 
 // repository is the root of the source tree.
 const repository = "../.."
