@@ -30,10 +30,18 @@ import (
 // small are sizes that a test can fill.
 var small = Sizes{Frontends: 64, Services: 64, Slots: 256, Members: 64, SourceRanges: 64, Affinity: 64, Peers: 64, Flows: 4096}
 
-// openDatapath loads a datapath that is closed when the test ends.
+// openDatapath loads a datapath that is closed when the test ends. It has no
+// programs of the packet path: maps are what most tests are about, and verifying
+// those programs takes seconds on an emulated processor.
 func openDatapath(t testing.TB, root string, sizes Sizes) *Datapath {
 	t.Helper()
-	d, err := Open(Config{Root: root, Sizes: sizes, PacketPath: true})
+	return openConfig(t, Config{Root: root, Sizes: sizes})
+}
+
+// openConfig is openDatapath with every setting.
+func openConfig(t testing.TB, config Config) *Datapath {
+	t.Helper()
+	d, err := Open(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -475,7 +483,7 @@ func TestPacketPathIsLoadedOnRequest(t *testing.T) {
 		t.Errorf("not asked for it is %v, %v; want none and no reason", d.Program("tc_ingress"), d.NoPacketPath)
 	}
 	closeDatapath(t, d)
-	d = openDatapath(t, root, small)
+	d = openConfig(t, Config{Root: root, Sizes: small, PacketPath: true})
 	for _, name := range []string{"tc_ingress", "tc_egress", "tc_ingress_l3", "tc_egress_l3"} {
 		if d.Program(name) == nil {
 			t.Errorf("%s is not loaded: %v", name, d.NoPacketPath)
@@ -550,7 +558,7 @@ func TestOptions(t *testing.T) {
 const maxInstructions = 300_000
 
 func TestVerifierHasAnEasyTime(t *testing.T) {
-	d := openDatapath(t, testutil.BPFRoot(t), small)
+	d := openConfig(t, Config{Root: testutil.BPFRoot(t), Sizes: small, PacketPath: true})
 	if d.NoIterators != nil {
 		t.Errorf("iterators do not load: %v", d.NoIterators)
 	}
