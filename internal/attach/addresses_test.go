@@ -22,9 +22,6 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
 
-// reportTimeout is how soon a change must be reported.
-const reportTimeout = time.Second
-
 // recorder keeps what a watch has reported.
 type recorder struct {
 	mu      sync.Mutex
@@ -46,7 +43,7 @@ func (r *recorder) all() [][]netip.Addr {
 // wantSoon waits until the last report is want.
 func (r *recorder) wantSoon(t *testing.T, what string, want ...netip.Addr) {
 	t.Helper()
-	testutil.Eventually(t, reportTimeout, what, func() error {
+	testutil.Eventually(t, testutil.Patience(), what, func() error {
 		reports := r.all()
 		if len(reports) == 0 || !slices.Equal(reports[len(reports)-1], want) {
 			return fmt.Errorf("reports are %v, want %v as the last", reports, want)
@@ -68,8 +65,8 @@ func start(t *testing.T, ns *sandbox.Namespace, watch func(context.Context) erro
 			if err != nil {
 				t.Errorf("the watch ended with %v", err)
 			}
-		case <-time.After(kernelTimeout):
-			t.Errorf("the watch goes on %s after its context ended", kernelTimeout)
+		case <-time.After(testutil.Patience()):
+			t.Errorf("the watch goes on %s after its context ended", testutil.Patience())
 		}
 	})
 	t.Cleanup(stop)
@@ -295,7 +292,7 @@ func TestAddressesAfterAnOverrun(t *testing.T) {
 		r.report(a)
 		overrun()
 	})
-	testutil.Eventually(t, kernelTimeout, "a new socket", func() error {
+	testutil.Eventually(t, testutil.Patience(), "a new socket", func() error {
 		if n := len(sockets.sockets()); n < 2 {
 			return fmt.Errorf("%d sockets made", n)
 		}
@@ -362,7 +359,7 @@ func TestDuplicateAddressIsNotTheNodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	testutil.Eventually(t, kernelTimeout, "the duplicate is detected", func() error {
+	testutil.Eventually(t, testutil.Patience(), "the duplicate is detected", func() error {
 		return ns.Do(func() error {
 			found, err := netlink.AddrList(nil, netlink.FAMILY_V6)
 			if err != nil || slices.ContainsFunc(found, func(a netlink.Addr) bool {

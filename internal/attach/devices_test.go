@@ -106,7 +106,7 @@ func (r *deviceRecorder) latest() map[string]Device {
 // want waits until the last list satisfies ok.
 func (r *deviceRecorder) want(t *testing.T, what string, ok func(map[string]Device) bool) {
 	t.Helper()
-	testutil.Eventually(t, reportTimeout, what, func() error {
+	testutil.Eventually(t, testutil.Patience(), what, func() error {
 		if got := r.latest(); got == nil || !ok(got) {
 			return fmt.Errorf("devices are %+v", got)
 		}
@@ -360,7 +360,7 @@ func TestDevicesAfterAnOverrun(t *testing.T) {
 		}
 		return w.run(ctx)
 	})
-	testutil.Eventually(t, kernelTimeout, "what the socket had no room for", func() error {
+	testutil.Eventually(t, testutil.Patience(), "what the socket had no room for", func() error {
 		if _, ok := r.latest()["more49"]; !ok {
 			return fmt.Errorf("%d devices", len(r.latest()))
 		}

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -20,9 +19,6 @@ import (
 
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
-
-// kernelTimeout is how long the kernel may take for what it does later.
-const kernelTimeout = 10 * time.Second
 
 // proceed returns a program for the hook that lets everything through.
 func proceed(t *testing.T, hook Hook, name string) *ebpf.Program {
@@ -175,7 +171,7 @@ func TestAttachAfterTheCgroupIsGone(t *testing.T) {
 	}
 	check := func() Status { return Check(func(string) string { return pin })[4] }
 	// The kernel lets go of a removed cgroup's programs a little later.
-	testutil.Eventually(t, kernelTimeout, "a removed cgroup is noticed", func() error {
+	testutil.Eventually(t, testutil.Patience(), "a removed cgroup is noticed", func() error {
 		if s := check(); s.Err == nil {
 			return errors.New("still attached")
 		}

@@ -219,7 +219,7 @@ func (b *bench) send(n int) {
 // wantRuns waits until programs together have counted n packets.
 func wantRuns(t *testing.T, what string, n int, programs ...counted) {
 	t.Helper()
-	testutil.Eventually(t, kernelTimeout, what, func() error {
+	testutil.Eventually(t, testutil.Patience(), what, func() error {
 		total := 0
 		for _, p := range programs {
 			total += p.count(t)
@@ -389,7 +389,7 @@ func TestTakingOverMissesNoPacket(t *testing.T) {
 			b.apply(next, 1, b.device(hostEnd))
 			b.wantOn(hostEnd, ingress, fmt.Sprintf("new%d_in", i))
 			b.wantOn(hostEnd, egress, fmt.Sprintf("new%d_out", i))
-			testutil.Eventually(t, kernelTimeout, "packets with the new program", func() error {
+			testutil.Eventually(t, testutil.Patience(), "packets with the new program", func() error {
 				if n := in.count(t); n < 100 {
 					return fmt.Errorf("%d, want 100", n)
 				}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -30,9 +29,6 @@ const (
 	leastBatches = 50 // that are written meanwhile
 )
 
-// emulated tells that this is a test machine whose processor may be emulated.
-func emulated() bool { return os.Getenv("FAIRLEAD_VM_KERNEL") != "" }
-
 // Readers of two kinds. Those in a hurry make up the number; those that stay
 // give a writer that does not wait for them the time for several batches.
 var (
@@ -50,7 +46,7 @@ var (
 func TestReadersMeetNoTornTable(t *testing.T) {
 	w := newStress(t, func(k reconciler.Kernel) reconciler.Kernel { return k })
 	many, few := uint64(100_000_000), uint64(30_000)
-	if testing.Short() || emulated() {
+	if testing.Short() || testutil.Emulated() {
 		many, few = 5_000_000, 3_000
 	}
 	for _, tc := range []struct {

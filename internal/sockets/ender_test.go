@@ -24,8 +24,6 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
 
-const patience = 20 * time.Second
-
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -273,7 +271,7 @@ func runEnder(t *testing.T) (*Ender, *collector) {
 func TestEachRequestIsWalkedForAndRepeated(t *testing.T) {
 	e, reports := runEnder(t)
 	e.Ask(Request{Ticket: 1})
-	testutil.Eventually(t, patience, "a walk and its repeats", func() error {
+	testutil.Eventually(t, testutil.Patience(), "a walk and its repeats", func() error {
 		if n := len(reports.all()); n < 1+len(repeats) {
 			return fmt.Errorf("%d reports", n)
 		}
@@ -287,7 +285,7 @@ func TestEachRequestIsWalkedForAndRepeated(t *testing.T) {
 	for ticket := uint64(2); ticket <= 50; ticket++ {
 		e.Ask(Request{Ticket: ticket})
 	}
-	testutil.Eventually(t, patience, "an answer to the last of many requests", func() error {
+	testutil.Eventually(t, testutil.Patience(), "an answer to the last of many requests", func() error {
 		if got := reports.ticket(); got != 50 {
 			return fmt.Errorf("ticket %d", got)
 		}
@@ -308,7 +306,7 @@ func TestAnsweredFrontendIsForgotten(t *testing.T) {
 	must(t, e.datapath.SetRange(1, lb.SideClusterIP, lb.Range{Count: 1}))
 	must(t, e.datapath.SetFrontend(key, lb.Frontend{Service: 1, Kind: lb.KindClusterIP}))
 	e.Ask(Request{Answered: []lb.FrontendKey{key}})
-	testutil.Eventually(t, patience, "a socket connected to the VIP is ended", func() error {
+	testutil.Eventually(t, testutil.Patience(), "a socket connected to the VIP is ended", func() error {
 		if errno := pending(t, early); errno != unix.ECONNABORTED {
 			return fmt.Errorf("receive gives %v", errno)
 		}
@@ -331,7 +329,7 @@ func askAndWait(t *testing.T, e *Ender, reports *collector) {
 	t.Helper()
 	ticket := reports.ticket() + 1
 	e.Ask(Request{Ticket: ticket})
-	testutil.Eventually(t, patience, "a walk", func() error {
+	testutil.Eventually(t, testutil.Patience(), "a walk", func() error {
 		if got := reports.ticket(); got < ticket {
 			return fmt.Errorf("ticket %d", got)
 		}

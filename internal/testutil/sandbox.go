@@ -4,6 +4,7 @@
 package testutil
 
 import (
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -63,6 +64,19 @@ func BPFRoot(t testing.TB) string {
 	}
 	t.Cleanup(func() { report(t, unmount()) })
 	return filepath.Join(dir, "fairlead")
+}
+
+// Emulated tells whether the processor is emulated, as in the virtual machines of
+// tests/vm: what takes milliseconds elsewhere takes a second there.
+func Emulated() bool { return os.Getenv("FAIRLEAD_VM_KERNEL") != "" }
+
+// Patience is how long to wait for what must happen before a test fails. It is no
+// promise of how soon that is.
+func Patience() time.Duration {
+	if Emulated() {
+		return 3 * time.Minute
+	}
+	return 20 * time.Second
 }
 
 // Eventually calls f until it returns nil. The test fails when that takes

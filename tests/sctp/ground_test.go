@@ -33,7 +33,7 @@ func TestReceiverLooksAtChecksums(t *testing.T) {
 			defer unix.Close(fd)
 			packet := randomPacket(100)
 			packet[checksumOffset]++
-			testutil.Eventually(t, patience, "the node notices a wrong checksum", func() error {
+			testutil.Eventually(t, testutil.Patience(), "the node notices a wrong checksum", func() error {
 				if err := unix.Sendto(fd, packet, 0, sockaddr(nodeAddrs.port(0, 0))); err != nil {
 					return err
 				}

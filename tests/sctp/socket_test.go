@@ -19,11 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead-lb/fairlead/internal/sandbox"
+	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
-
-// patience is how long an association may take for what it does at once. An
-// emulated processor is slow, and a packet that is lost is sent again.
-const patience = 20 * time.Second
 
 // greeting is what a server says before it is asked.
 const greeting = "hello from "
@@ -86,7 +83,7 @@ func dial(ns *sandbox.Namespace, from netip.Addr, to netip.AddrPort) (*os.File, 
 		return nil, errors.Join(fmt.Errorf("dial %s from %s: %w", to, from, err), unix.Close(fd))
 	}
 	c := os.NewFile(uintptr(fd), to.String())
-	return c, c.SetDeadline(time.Now().Add(patience))
+	return c, c.SetDeadline(time.Now().Add(testutil.Patience()))
 }
 
 // connect waits until the socket is connected or cannot be.
@@ -96,7 +93,7 @@ func connect(fd int, to netip.AddrPort) error {
 		return err
 	}
 	ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-	for end := time.Now().Add(patience); ready[0].Revents == 0; {
+	for end := time.Now().Add(testutil.Patience()); ready[0].Revents == 0; {
 		left := time.Until(end)
 		if left <= 0 {
 			return unix.ETIMEDOUT
@@ -183,7 +180,7 @@ func (s *server) lastClient() netip.Addr {
 
 func echo(c *os.File, name string) {
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(3 * patience)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(3 * testutil.Patience())); err != nil {
 		return
 	}
 	if _, err := io.WriteString(c, greeting+name); err != nil {

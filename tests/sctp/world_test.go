@@ -130,7 +130,7 @@ func needSCTP(t *testing.T) {
 // needMachine skips a test outside of the machines of tests/vm, and there fails.
 func needMachine(t *testing.T, why string) {
 	t.Helper()
-	if os.Getenv("FAIRLEAD_VM_KERNEL") != "" {
+	if testutil.Emulated() {
 		t.Fatal(why)
 	}
 	t.Skip(why)

@@ -3,7 +3,7 @@
 
 package sockets
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -type packet_io bpfaffinity ../../bpf/tests/affinity_test.bpf.c -- -O2 -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type packet_io bpfaffinity ../../bpf/tests/affinity_test.bpf.c -- -O2 -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu
 
 import (
 	"encoding/binary"
@@ -74,7 +74,7 @@ func (s *service) entries(t testing.TB) []datapath.AffinityEntry {
 // seconds. Meanwhile it calls f.
 func (s *service) waitOld(t *testing.T, seconds int, f func()) {
 	t.Helper()
-	testutil.Eventually(t, patience, "entries grow old", func() error {
+	testutil.Eventually(t, testutil.Patience(), "entries grow old", func() error {
 		f()
 		for _, e := range s.entries(t) {
 			if e.Age <= time.Duration(seconds)*time.Second {

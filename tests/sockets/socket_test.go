@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead-lb/fairlead/internal/sandbox"
+	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
 
 // kind is a way to dial an address.
@@ -37,7 +38,7 @@ type socket struct {
 	kind kind
 }
 
-// open makes a socket in a namespace. Receiving gives up after patience.
+// open makes a socket in a namespace. Receiving gives up after testutil.Patience.
 func open(t testing.TB, ns *sandbox.Namespace, k kind, typ, protocol int) (*socket, error) {
 	t.Helper()
 	s := &socket{t: t, kind: k}
@@ -53,7 +54,7 @@ func open(t testing.TB, ns *sandbox.Namespace, k kind, typ, protocol int) (*sock
 		return nil, err
 	}
 	t.Cleanup(s.close)
-	limit := unix.NsecToTimeval(patience.Nanoseconds())
+	limit := unix.NsecToTimeval(testutil.Patience().Nanoseconds())
 	must(t, unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit))
 	return s, nil
 }

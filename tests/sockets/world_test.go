@@ -10,11 +10,9 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,13 +24,6 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/sockets"
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
-
-// patience is how long a test waits for what must happen. An emulated processor
-// is slow.
-const patience = 20 * time.Second
-
-// emulated tells that this is a test machine whose processor may be emulated.
-func emulated() bool { return os.Getenv("FAIRLEAD_VM_KERNEL") != "" }
 
 // world is a node with a client pod, three backend pods and the socket path,
 // without the rest of the agent.
@@ -405,7 +396,7 @@ func (w *world) apply(t *testing.T) {
 // waitWalk waits until the Ender has done what was asked of it so far.
 func (w *world) waitWalk(t *testing.T) {
 	t.Helper()
-	testutil.Eventually(t, patience, "walk over the sockets", func() error {
+	testutil.Eventually(t, testutil.Patience(), "walk over the sockets", func() error {
 		w.ended.Lock()
 		defer w.ended.Unlock()
 		if w.ended.ticket < w.ticket {
