@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
+	"strings"
 )
 
 // initramfs collects files for the root file system of a test machine. It is
@@ -77,6 +79,27 @@ func (r *initramfs) addTree(name, from string) error {
 		}
 		return r.addFile(path.Join(name, filepath.ToSlash(below)), p)
 	})
+}
+
+// addProgram copies a program of the host and the libraries it is linked with to
+// where they are there, but for the program itself, which goes to name.
+func (r *initramfs) addProgram(name, from string) error {
+	if err := r.addFile(name, from); err != nil {
+		return err
+	}
+	out, err := exec.Command("ldd", from).Output()
+	if err != nil {
+		return fmt.Errorf("ldd %s: %w", from, err)
+	}
+	// "libz.so.1 => /lib/libz.so.1 (0x7f2b)", and the loader without an arrow.
+	for field := range strings.FieldsSeq(string(out)) {
+		if filepath.IsAbs(field) {
+			if err := r.addFile(strings.TrimPrefix(field, "/"), field); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // finish returns the archive. Nothing may be added afterwards.

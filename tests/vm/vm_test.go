@@ -39,7 +39,7 @@ const repository = "../.."
 //go:embed init.sh
 var initScript []byte
 
-// TestKernels boots each kernel and shows each test that ran there as a subtest,
+// TestKernels boots all kernels at once and shows each test that ran there as a subtest,
 // named kernel/package/test. FAIRLEAD_VM_RUN selects tests in the machines as
 // -run does.
 func TestKernels(t *testing.T) {
@@ -53,26 +53,29 @@ func TestKernels(t *testing.T) {
 	}
 	accelerator := ""
 	for _, series := range kernels {
+		// Parallel subtests begin when this function has returned; what they share
+		// is decided before.
+		m := machine{
+			kernel:      filepath.Join(cache, series, "vmlinuz"),
+			console:     filepath.Join(t.TempDir(), "console"),
+			initramfs:   filepath.Join(t.TempDir(), "initramfs"),
+			environment: []string{"FAIRLEAD_TEST_STRICT=1", "FAIRLEAD_VM_KERNEL=" + series},
+		}
+		modules, err := loadModules(filepath.Join(cache, series, "modules"), modules)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if accelerator == "" {
+			writeInitramfs(t, m.initramfs, modules, nil, "")
+			accelerator = chooseAccelerator(t.Context(), m)
+		}
+		if run := os.Getenv("FAIRLEAD_VM_RUN"); run != "" {
+			m.environment = append(m.environment, "FAIRLEAD_VM_RUN="+run)
+		}
+		m.accelerator = accelerator
+		writeInitramfs(t, m.initramfs, modules, packages, binaries)
 		t.Run(series, func(t *testing.T) {
-			m := machine{
-				kernel:      filepath.Join(cache, series, "vmlinuz"),
-				console:     filepath.Join(t.TempDir(), "console"),
-				initramfs:   filepath.Join(t.TempDir(), "initramfs"),
-				environment: []string{"FAIRLEAD_TEST_STRICT=1", "FAIRLEAD_VM_KERNEL=" + series},
-			}
-			modules, err := loadModules(filepath.Join(cache, series, "modules"), modules)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if accelerator == "" {
-				writeInitramfs(t, m.initramfs, modules, nil, "")
-				accelerator = chooseAccelerator(t.Context(), m)
-			}
-			if run := os.Getenv("FAIRLEAD_VM_RUN"); run != "" {
-				m.environment = append(m.environment, "FAIRLEAD_VM_RUN="+run)
-			}
-			m.accelerator = accelerator
-			writeInitramfs(t, m.initramfs, modules, packages, binaries)
+			t.Parallel()
 			run(t, m)
 		})
 	}
@@ -98,7 +101,7 @@ func kernelCache(t *testing.T) string {
 			unavailable("no kernel %s (run scripts/vm-kernels.sh): %v", series, err)
 		}
 	}
-	for _, program := range []string{"qemu-system-x86_64", "busybox", "xz"} {
+	for _, program := range []string{"qemu-system-x86_64", "busybox", "ip", "xz"} {
 		if _, err := exec.LookPath(program); err != nil {
 			unavailable("%v (run scripts/setup.sh)", err)
 		}
@@ -132,6 +135,10 @@ func writeInitramfs(t *testing.T, file string, modules []module, packages []stri
 	if err != nil {
 		t.Fatal(err)
 	}
+	ip, err := exec.LookPath("ip")
+	if err != nil {
+		t.Fatal(err)
+	}
 	var root initramfs
 	add := func(err error) {
 		if err != nil {
@@ -139,6 +146,7 @@ func writeInitramfs(t *testing.T, file string, modules []module, packages []stri
 		}
 	}
 	add(root.addFile("bin/busybox", busybox))
+	add(root.addProgram("usr/sbin/ip", ip)) // busybox's own lacks most
 	root.add("init", 0o755, initScript)
 	root.add("etc/hosts", 0o644, []byte("127.0.0.1 localhost\n::1 localhost\n"))
 	root.add("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\n"))
