@@ -88,24 +88,6 @@ static __always_inline enum begin answer_insert(struct work *w)
 		       : BEGIN_DONE;
 }
 
-/* The tuple of the flow's answers. */
-static __always_inline __u32 answer_tuple(const struct packet *p, const struct flow *flow,
-					  struct bpf_sock_tuple *tuple)
-{
-	if (packet_is_v6(p)) {
-		__builtin_memcpy(tuple->ipv6.saddr, flow->dst.b, sizeof(flow->dst));
-		__builtin_memcpy(tuple->ipv6.daddr, flow->src.b, sizeof(flow->src));
-		tuple->ipv6.sport = flow->dport;
-		tuple->ipv6.dport = flow->sport;
-		return sizeof(tuple->ipv6);
-	}
-	tuple->ipv4.saddr = ((const __be32 *)flow->dst.b)[3];
-	tuple->ipv4.daddr = ((const __be32 *)flow->src.b)[3];
-	tuple->ipv4.sport = flow->dport;
-	tuple->ipv4.dport = flow->sport;
-	return sizeof(tuple->ipv4);
-}
-
 /* Would the answers be a local socket's? */
 static __always_inline bool socket_has(struct __sk_buff *ctx, __u8 proto,
 				       struct bpf_sock_tuple *tuple, __u32 size)
@@ -140,8 +122,9 @@ static __always_inline bool source_is_taken(struct __sk_buff *ctx, const struct 
 	struct bpf_sock_tuple tuple = {};
 	__u8 proto = p->key.proto;
 
-	/* Each with a size that the verifier knows. */
-	if (answer_tuple(p, flow, &tuple) == sizeof(tuple.ipv6))
+	/* Of the answers. Each with a size that the verifier knows. */
+	tuple_fill(&tuple, packet_is_v6(p), &flow->dst, flow->dport, &flow->src, flow->sport);
+	if (packet_is_v6(p))
 		return socket_has(ctx, proto, &tuple, sizeof(tuple.ipv6)) ||
 		       conntrack_has(ctx, proto, &tuple, sizeof(tuple.ipv6));
 	return socket_has(ctx, proto, &tuple, sizeof(tuple.ipv4)) ||
@@ -227,11 +210,6 @@ static __always_inline bool needs_snat(const struct work *w, bool in_pod, bool o
 	return !in_pod;
 }
 
-static __always_inline bool device_is_pod(const struct device *device)
-{
-	return device && device->flags & DEVICE_POD;
-}
-
 /* Begins a flow with the chosen backend. hide asks for a source port that is free, since
  * the client's is not.
  */
@@ -243,7 +221,6 @@ __noinline int flow_begin_with(struct __sk_buff *ctx, int hide)
 	enum route route;
 	struct work *w;
 	struct flow *f;
-	__u32 ifindex;
 
 	w = work_get();
 	if (!w)
@@ -274,10 +251,8 @@ __noinline int flow_begin_with(struct __sk_buff *ctx, int hide)
 	if (route != ROUTE_OUT)
 		return BEGIN_NO_ROUTE;
 
-	ifindex = w->fib.ifindex;
-	out = bpf_map_lookup_elem(&devices, &ifindex);
-	ifindex = w->packet.ifindex;
-	in = bpf_map_lookup_elem(&devices, &ifindex);
+	out = device_find(w->fib.ifindex);
+	in = device_find(w->packet.ifindex);
 	have_source = snat_source(w, out, &source);
 	if (needs_snat(w, device_is_pod(in), device_is_pod(out), have_source, &source)) {
 		if (!have_source)
@@ -300,12 +275,12 @@ static __always_inline enum begin request_insert(struct work *w)
 {
 	struct flow *first;
 
-	gate_set(&flow_gate, gate_end(&w->packet.key.dst, w->packet.key.dport));
+	gate_set_flow(gate_end(gate_addr(&w->packet.key.dst), w->packet.key.dport));
 	/* The answers': a client is known by its address, the node by its ports. */
 	if (w->request.flags & FLOW_SNAT)
-		gate_set(&flow_gate, gate_end(&w->request.src, w->request.sport));
+		gate_set_flow(gate_end(gate_addr(&w->request.src), w->request.sport));
 	else
-		gate_set(&flow_gate, gate_end(&w->packet.key.src, 0));
+		gate_set_flow(gate_any_port(gate_addr(&w->packet.key.src)));
 	if (!bpf_map_update_elem(&flows, &w->packet.key, &w->request, BPF_NOEXIST))
 		return BEGIN_DONE;
 	/* Another processor has had a packet of the same flow at the same time. */

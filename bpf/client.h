@@ -191,20 +191,28 @@ __noinline int pod_address(__u64 netns, __u32 family, struct addr *addr)
 }
 
 /*
+ * Fills in the address of the request's family that the client's pod has. False for a
+ * process on the node, and for a pod that has none.
+ */
+static __always_inline bool client_pod_address(struct bpf_sock_addr *ctx,
+					       const struct request *req, struct addr *addr)
+{
+	__u64 netns;
+
+	if (client_on_node(ctx) || !bpf_core_type_exists(struct net))
+		return false;
+	netns = (__u64)BPF_CORE_READ(client_sock(ctx), __sk_common.skc_net.net);
+	return pod_address(netns, addr_is_v4(&req->addr) ? AF_INET : AF_INET6, addr);
+}
+
+/*
  * Fills in the client's address of the request's family. False for a process on
  * the node that is not bound to one, and for a pod that has none.
  */
 static __always_inline bool client_address(struct bpf_sock_addr *ctx, enum sock_hook hook,
 					   const struct request *req, struct addr *addr)
 {
-	__u64 netns;
-
-	if (client_bound(ctx, hook, addr))
-		return true;
-	if (client_on_node(ctx) || !bpf_core_type_exists(struct net))
-		return false;
-	netns = (__u64)BPF_CORE_READ(client_sock(ctx), __sk_common.skc_net.net);
-	return pod_address(netns, addr_is_v4(&req->addr) ? AF_INET : AF_INET6, addr);
+	return client_bound(ctx, hook, addr) || client_pod_address(ctx, req, addr);
 }
 
 /*

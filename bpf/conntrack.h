@@ -54,6 +54,23 @@ extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *ctx, struct bpf_sock_
 					 __u32 opts_size) __ksym __weak;
 extern void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
 
+static __always_inline void tuple_fill(struct bpf_sock_tuple *tuple, bool v6,
+				       const struct addr *src, __be16 sport,
+				       const struct addr *dst, __be16 dport)
+{
+	if (v6) {
+		__builtin_memcpy(tuple->ipv6.saddr, src->b, sizeof(*src));
+		__builtin_memcpy(tuple->ipv6.daddr, dst->b, sizeof(*dst));
+		tuple->ipv6.sport = sport;
+		tuple->ipv6.dport = dport;
+	} else {
+		tuple->ipv4.saddr = ((const __be32 *)src->b)[3];
+		tuple->ipv4.daddr = ((const __be32 *)dst->b)[3];
+		tuple->ipv4.sport = sport;
+		tuple->ipv4.dport = dport;
+	}
+}
+
 /* The connection with the tuple in one of its directions, to be released; or NULL. No
  * program can ask for SCTP's.
  */
@@ -94,19 +111,12 @@ static __always_inline bool conntrack_serves(struct __sk_buff *ctx, const struct
 
 	if (p->key.proto != IPPROTO_UDP)
 		return false;
-	if (packet_is_v6(p)) {
-		__builtin_memcpy(tuple.ipv6.saddr, p->key.src.b, sizeof(p->key.src));
-		__builtin_memcpy(tuple.ipv6.daddr, p->key.dst.b, sizeof(p->key.dst));
-		tuple.ipv6.sport = p->key.sport;
-		tuple.ipv6.dport = p->key.dport;
+	tuple_fill(&tuple, packet_is_v6(p), &p->key.src, p->key.sport, &p->key.dst,
+		   p->key.dport);
+	if (packet_is_v6(p))
 		ct = conntrack_find(ctx, IPPROTO_UDP, &tuple, sizeof(tuple.ipv6));
-	} else {
-		tuple.ipv4.saddr = ((const __be32 *)p->key.src.b)[3];
-		tuple.ipv4.daddr = ((const __be32 *)p->key.dst.b)[3];
-		tuple.ipv4.sport = p->key.sport;
-		tuple.ipv4.dport = p->key.dport;
+	else
 		ct = conntrack_find(ctx, IPPROTO_UDP, &tuple, sizeof(tuple.ipv4));
-	}
 	if (!ct)
 		return false;
 	bpf_probe_read_kernel(&status, sizeof(status), &ct->status);

@@ -34,6 +34,13 @@ static __always_inline __u64 sum_addr(const struct addr *addr)
 	return (__u64)w[0] + w[1] + w[2] + w[3];
 }
 
+/* What the flow's addresses change in the sum of the packet's. */
+static __always_inline __u32 sum_change(const struct packet *p, const struct flow *flow)
+{
+	return sum_fold(sum_addr(&flow->src) + sum_addr(&flow->dst) +
+			sum_minus(sum_fold(sum_addr(&p->key.src) + sum_addr(&p->key.dst))));
+}
+
 /* A checksum, the inverted sum, after the sum has changed. */
 static __always_inline __u16 check_change(__u16 check, __u64 change)
 {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Flows: what the packet path remembers. Each has two entries that live and die
- * together, see struct flow_key. The map forgets by itself who was silent longest
- * when it is full, one entry at a time, so each has all that is needed to make the
- * other one again.
+ * together, see struct flow_key. A full map forgets by itself such as were
+ * silent, one entry at a time, so each has all that is needed to make the other one
+ * again.
  *
  * An entry that is evicted may be another flow's a moment later, also under the
  * hands of a program that has looked it up. It takes a full map and an eviction
@@ -103,8 +103,7 @@ static __always_inline void flow_note(struct flow *flow, __u32 bits, __u32 now)
 /* What a packet has acknowledged, for flow_is_reset. */
 static __always_inline void flow_acknowledge(const struct packet *p, struct flow *flow)
 {
-	if (p->proto == IPPROTO_TCP && p->kind & TCP_ACK && !(p->kind & TCP_RST) &&
-	    !(p->flags & (PACKET_ERROR | PACKET_LATER_FRAGMENT)))
+	if (p->proto == IPPROTO_TCP && p->kind & TCP_ACK && !(p->kind & TCP_RST))
 		flow->generation = p->ack;
 }
 
@@ -133,7 +132,7 @@ static __always_inline bool flow_locate(struct __sk_buff *ctx, const struct pack
 {
 	__u8 macs[2 * ETH_ALEN] = {}; /* of whom it is for, of whom it is from */
 
-	if (flow->flags & (FLOW_ANSWER | FLOW_NODE) || p->flags & PACKET_ERROR)
+	if (flow->flags & (FLOW_ANSWER | FLOW_NODE))
 		return false;
 	if (p->flags & PACKET_L2 && bpf_skb_load_bytes(ctx, 0, macs, sizeof(macs)))
 		return false;
@@ -191,8 +190,9 @@ static __always_inline void flow_forget(const struct flow_key *key, const struct
 }
 
 /*
- * Notes a packet in both entries, once a second or when it says something new. False
- * when the flow has lost its other half to another flow, and is over with that.
+ * Notes a packet, which is no ICMP error, in both entries, once a second or when it
+ * says something new. False when the flow has lost its other half to another flow,
+ * and is over with that.
  */
 static __noinline bool flow_touch(struct __sk_buff *ctx, struct packet *p, struct flow *flow,
 				  struct flow *spare)
@@ -202,7 +202,7 @@ static __noinline bool flow_touch(struct __sk_buff *ctx, struct packet *p, struc
 	__u32 bits;
 
 	flow_acknowledge(p, flow);
-	bits = p->flags & PACKET_ERROR ? 0 : flow_bits(p, flow);
+	bits = flow_bits(p, flow);
 	if (flow_is_noted(flow, bits, p->now_sec))
 		return true;
 	flow_partner(flow, p->key.proto, &key);

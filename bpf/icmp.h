@@ -201,8 +201,7 @@ __noinline int icmp_rewrite(struct __sk_buff *ctx, struct packet *p, struct flow
 	if (icmp_parse(ctx, &inner) != PARSED || icmp_outer_addrs(ctx, p, &src, &dst))
 		return -1;
 
-	addrs = sum_fold(sum_addr(&flow->src) + sum_addr(&flow->dst) +
-			 sum_minus(sum_fold(sum_addr(&p->key.src) + sum_addr(&p->key.dst))));
+	addrs = sum_change(p, flow);
 	if (icmp_inner_l4(ctx, p, &inner, flow, addrs, &change) ||
 	    icmp_addrs(ctx, inner.l3, v6, &flow->dst, &flow->src, addrs))
 		return -1;

@@ -133,21 +133,25 @@ struct {
 	__type(value, __u8);
 } cluster_cidrs SEC(".maps");
 
-/* Which destinations may have a frontend, written by the agent: see gate.h. */
+/* Which destinations may have a frontend, written by the agent: see gate.h. In both
+ * gates one value is the whole map, and a mapped array begins at a page, so that lines
+ * of the cache begin where words 0, 8, 16 and so on do.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, GATE_WORDS);
+	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct frontend_gate);
 } frontend_gate SEC(".maps");
 
 /* Which destinations may have a flow, written by programs: see gate.h. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, GATE_WORDS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct flow_gate);
 } flow_gate SEC(".maps");
 
 struct {

@@ -66,24 +66,15 @@ static __always_inline __u32 ports_word(struct ports ports)
 	return (__u32)ports.dest << 16 | ports.source;
 }
 
-/* What the flow's addresses change in the sum of the packet's pseudo-header. */
-static __always_inline __u32 nat_change(const struct packet *p, const struct flow *flow)
-{
-	return sum_fold(sum_addr(&flow->src) + sum_addr(&flow->dst) +
-			sum_minus(sum_fold(sum_addr(&p->key.src) + sum_addr(&p->key.dst))));
-}
-
 /*
  * Writes the headers, in as few pieces as there are: each call finds out anew whether the
  * packet's bytes are its own. The ports are those of the flow, and not for later
- * fragments. hop is 1 for one hop further on.
+ * fragments. hop is 1 for one hop further on; change is sum_change.
  */
 static __always_inline int nat_v4(struct __sk_buff *ctx, const struct packet *p,
 				  const struct flow *flow, struct ports ports, __u32 hop,
-				  struct v4_change *c)
+				  __u64 change, struct v4_change *c)
 {
-	__u64 change = nat_change(p, flow);
-
 	c->ttl = p->ttl - hop;
 	c->proto = p->proto;
 	if (hop)
@@ -158,13 +149,13 @@ static __always_inline int nat_rewrite(struct __sk_buff *ctx, const struct packe
 {
 	struct ports from = { p->key.sport, p->key.dport };
 	struct ports to = { flow->sport, flow->dport };
+	__u32 sum = sum_change(p, flow);
 
-	if (!(p->flags & PACKET_LATER_FRAGMENT) &&
-	    nat_l4(ctx, p, from, to, nat_change(p, flow)))
+	if (!(p->flags & PACKET_LATER_FRAGMENT) && nat_l4(ctx, p, from, to, sum))
 		return -1;
 	if (packet_is_v6(p))
 		return nat_v6(ctx, p, flow, to, hop, &change->v6);
-	return nat_v4(ctx, p, flow, to, hop, &change->v4);
+	return nat_v4(ctx, p, flow, to, hop, sum, &change->v4);
 }
 
 /* One hop more, of an ICMP error. The time to live is above 1. */

@@ -80,6 +80,17 @@ enum parsed {
 	PARSED_MALFORMED, /* cut short, or more extension headers than we follow */
 };
 
+/* What the agent knows of a device, or NULL. */
+static __always_inline struct device *device_find(__u32 ifindex)
+{
+	return bpf_map_lookup_elem(&devices, &ifindex);
+}
+
+static __always_inline bool device_is_pod(const struct device *device)
+{
+	return device && device->flags & DEVICE_POD;
+}
+
 static __always_inline bool packet_is_v6(const struct packet *p)
 {
 	return p->flags & PACKET_V6;

@@ -94,13 +94,12 @@ static __always_inline bool reply_take(void)
  */
 static __always_inline struct addr reply_source(const struct packet *p, __u32 what)
 {
-	__u32 ifindex = p->ifindex;
 	struct device *device;
 	struct addr *source;
 
 	if (what == REPLY_REFUSED || p->flags & PACKET_LOCAL)
 		return p->key.dst;
-	device = bpf_map_lookup_elem(&devices, &ifindex);
+	device = device_find(p->ifindex);
 	if (!device)
 		return p->key.dst;
 	source = packet_is_v6(p) ? &device->source6 : &device->source4;

@@ -152,11 +152,9 @@ static __always_inline int route_answer(struct __sk_buff *ctx, struct packet *p,
 /* The index that routes know the packet's device by. */
 static __always_inline __u32 route_device(const struct packet *p)
 {
-	__u32 ifindex = p->ifindex;
-	struct device *device;
+	struct device *device = device_find(p->ifindex);
 
-	device = bpf_map_lookup_elem(&devices, &ifindex);
-	return device ? device->l3_ifindex : ifindex;
+	return device ? device->l3_ifindex : p->ifindex;
 }
 
 /*
@@ -167,11 +165,10 @@ static __always_inline __u32 route_device(const struct packet *p)
 static __always_inline int route_deliver(struct __sk_buff *ctx, struct packet *p,
 					 const struct flow *flow)
 {
-	__u8 none[ETH_ALEN] = {};
 	__u32 ifindex = flow->ifindex;
-	struct device *device;
+	struct device *device = device_find(ifindex);
+	__u8 none[ETH_ALEN] = {};
 
-	device = bpf_map_lookup_elem(&devices, &ifindex);
 	if (!device || device->l3_ifindex == route_device(p))
 		return TC_ACT_UNSPEC;
 	/* What is for another's Ethernet address the kernel drops. */

@@ -60,21 +60,6 @@ static __always_inline enum verdict sock_admit(struct bpf_sock_addr *ctx, enum s
 	return verdict;
 }
 
-/*
- * The address by which the packet path knows this pod. Not one that the socket is
- * bound to: anybody may bind to another's (IP_FREEBIND).
- */
-static __always_inline bool sock_pod_address(struct bpf_sock_addr *ctx,
-					     const struct request *req, struct addr *addr)
-{
-	__u64 netns;
-
-	if (client_on_node(ctx) || !bpf_core_type_exists(struct net))
-		return false;
-	netns = (__u64)BPF_CORE_READ(client_sock(ctx), __sk_common.skc_net.net);
-	return pod_address(netns, addr_is_v4(&req->addr) ? AF_INET : AF_INET6, addr);
-}
-
 /* The backend of a service with an affinity. */
 static __always_inline bool sock_affinity(struct bpf_sock_addr *ctx, enum sock_hook hook,
 					  const struct request *req, struct target *target,
@@ -90,7 +75,10 @@ static __always_inline bool sock_affinity(struct bpf_sock_addr *ctx, enum sock_h
 	state = affinity_recall(&key, target, now, choice);
 	if (state == AFFINITY_KEPT)
 		return true;
-	if (sock_pod_address(ctx, req, &client)) {
+	/* The address by which the packet path knows this pod. Not one that the socket is
+	 * bound to: anybody may bind to another's (IP_FREEBIND).
+	 */
+	if (client_pod_address(ctx, req, &client)) {
 		if (state == AFFINITY_NONE &&
 		    affinity_from_address(&key, &client, target, now, choice))
 			return true;

@@ -115,16 +115,15 @@ static __always_inline int tc_redirect_answer(struct __sk_buff *ctx, struct work
  */
 static __always_inline bool tc_is_astray(const struct packet *p, struct flow *flow)
 {
-	__u32 ifindex = flow->ifindex, here = p->ifindex;
 	struct device *device;
 
-	if (ifindex == here)
+	if (flow->ifindex == p->ifindex)
 		return false;
-	device = bpf_map_lookup_elem(&devices, &ifindex);
-	if (!device || device->flags & DEVICE_POD)
+	device = device_find(flow->ifindex);
+	if (!device || device_is_pod(device))
 		return false;
-	device = bpf_map_lookup_elem(&devices, &here);
-	return device && !(device->flags & DEVICE_POD);
+	device = device_find(p->ifindex);
+	return device && !device_is_pod(device);
 }
 
 /* Is the packet for this node at all? A device that is a port sees what its bridge
@@ -132,13 +131,12 @@ static __always_inline bool tc_is_astray(const struct packet *p, struct flow *fl
  */
 static __always_inline bool tc_is_for_us(struct __sk_buff *ctx, const struct packet *p)
 {
-	__u32 ifindex = p->ifindex;
 	struct device *device;
 	__u8 dest[ETH_ALEN];
 
 	if (p->flags & PACKET_EGRESS || ctx->pkt_type != PACKET_OTHERHOST)
 		return true;
-	device = bpf_map_lookup_elem(&devices, &ifindex);
+	device = device_find(p->ifindex);
 	if (!device || !(p->flags & PACKET_L2) ||
 	    bpf_skb_load_bytes(ctx, 0, dest, sizeof(dest)))
 		return false;
@@ -266,18 +264,16 @@ __noinline int packet_new(struct __sk_buff *ctx)
 	enum verdict verdict;
 	struct device *device;
 	struct packet *p;
-	__u32 ifindex;
 
 	if (!w)
 		return TC_NEXT;
 	p = &w->packet;
 	if ((p->flags & (PACKET_EGRESS | PACKET_LOCAL)) == PACKET_EGRESS)
 		return TC_NEXT;
-	ifindex = p->ifindex;
-	device = bpf_map_lookup_elem(&devices, &ifindex);
+	device = device_find(p->ifindex);
 	if (!tc_is_for_us(ctx, p))
 		return TC_NEXT;
-	w->l3_ifindex = device ? device->l3_ifindex : ifindex;
+	w->l3_ifindex = device ? device->l3_ifindex : p->ifindex;
 	w->inside = p->flags & PACKET_LOCAL || device_is_pod(device) ||
 		    is_cluster_source(&p->key.src);
 	__builtin_memset(&w->target, 0, sizeof(w->target));
@@ -321,12 +317,11 @@ static __always_inline int tc_fragment(const struct packet *p)
  */
 static __always_inline bool tc_is_elsewhere(const struct packet *p, const struct flow *flow)
 {
-	__u32 here = p->ifindex, there = flow->ifindex;
-
-	if (here == there || flow->flags & (FLOW_NODE | FLOW_ANSWER) || p->flags & PACKET_ERROR)
+	if (p->ifindex == flow->ifindex || flow->flags & (FLOW_NODE | FLOW_ANSWER) ||
+	    p->flags & PACKET_ERROR)
 		return false;
-	return device_is_pod(bpf_map_lookup_elem(&devices, &here)) ||
-	       device_is_pod(bpf_map_lookup_elem(&devices, &there));
+	return device_is_pod(device_find(p->ifindex)) ||
+	       device_is_pod(device_find(flow->ifindex));
 }
 
 /* Is the flow over for the packet, so that it begins anew? */
@@ -450,10 +445,10 @@ static __always_inline int tc_program(struct __sk_buff *ctx, __u32 how)
 {
 	int step, begin;
 
+	if (!gate_open(ctx, how))
+		return TC_NEXT;
 	if (how & PACKET_EGRESS && !ctx->ingress_ifindex)
 		how |= PACKET_LOCAL;
-	if (!gate_open(ctx, how & PACKET_L2 ? ETH_HLEN : 0, how))
-		return TC_NEXT;
 	step = packet_read(ctx, how);
 	if (step == STEP_FLOW)
 		step = packet_flow(ctx);

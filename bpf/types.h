@@ -427,9 +427,20 @@ struct reply_bucket {
 	__u64 tokens;
 };
 
-/* Places in the gates, a power of two: see gate.h. */
-#define GATE_BITS 262144
-#define GATE_WORDS (GATE_BITS / 64)
+/* The bits of the gates, see gate.h: those that are found by a hash, and then, of the
+ * frontends, those that have a place of their own.
+ */
+#define GATE_HASHED 262144
+#define GATE_PLACES (4 * 65536)
+
+struct flow_gate {
+	__u64 words[GATE_HASHED / 64];
+};
+
+struct frontend_gate {
+	__u64 words[(GATE_HASHED + GATE_PLACES) / 64];
+};
+_Static_assert(sizeof(struct frontend_gate) == 65536, "ABI");
 
 /* What only people read: the name behind a service ID. Strings end in a zero. */
 #define NAME_LEN 64

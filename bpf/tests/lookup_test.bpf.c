@@ -59,15 +59,23 @@ struct gate_io {
 SEC("tc")
 int test_gate(struct __sk_buff *skb)
 {
+	struct frontend_gate *gate;
 	struct gate_io io = {};
+	const __u64 *w = (const __u64 *)io.req.addr.b;
+	__u32 key = 0;
 
-	if (ASK(skb, io))
+	gate = bpf_map_lookup_elem(&frontend_gate, &key);
+	if (!gate || ASK(skb, io))
 		return TC_ACT_SHOT;
 	io.addr = gate_addr(&io.req.addr);
 	io.port = gate_port(io.req.proto, io.req.port);
-	io.block = gate_block(&io.req.addr);
-	io.open = gate_has(&frontend_gate, io.addr) | gate_has(&frontend_gate, io.port) << 1 |
-		  gate_has(&frontend_gate, io.block) << 2;
+	io.block = addr_is_v4(&io.req.addr) ? gate_block4(w[1] >> 32) : gate_block6(w[0]);
+	io.open = (gate_bit(gate, gate_addr(&io.req.addr)) & 1) |
+		  (gate_bit(gate, gate_port(io.req.proto, io.req.port)) & 1) << 1;
+	if (addr_is_v4(&io.req.addr))
+		io.open |= (gate_bit(gate, gate_block4(w[1] >> 32)) & 1) << 2;
+	else
+		io.open |= (gate_bit(gate, gate_block6(w[0])) & 1) << 2;
 	return ANSWER(skb, io) ? TC_ACT_SHOT : TC_ACT_OK;
 }
 

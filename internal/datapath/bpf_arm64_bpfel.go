@@ -211,6 +211,11 @@ const (
 	bpfFlowFlagFLOW_OUTSIDE  bpfFlowFlag = 32
 )
 
+type bpfFlowGate struct {
+	_     structs.HostLayout
+	Words [4096]uint64
+}
+
 type bpfFlowKey struct {
 	_     structs.HostLayout
 	Src   bpfAddr
@@ -250,6 +255,11 @@ type bpfFrontend struct {
 	_         structs.HostLayout
 	ServiceId uint32
 	Kind      bpfFrontendKind
+}
+
+type bpfFrontendGate struct {
+	_     structs.HostLayout
+	Words [8192]uint64
 }
 
 type bpfFrontendKey struct {

@@ -121,6 +121,11 @@ type bpftestFlow struct {
 	NodeMac    [6]uint8
 }
 
+type bpftestFlowGate struct {
+	_     structs.HostLayout
+	Words [4096]uint64
+}
+
 type bpftestFlowKey struct {
 	_     structs.HostLayout
 	Src   bpftestAddr
@@ -150,6 +155,11 @@ type bpftestFrontend struct {
 	_         structs.HostLayout
 	ServiceId uint32
 	Kind      uint32
+}
+
+type bpftestFrontendGate struct {
+	_     structs.HostLayout
+	Words [8192]uint64
 }
 
 type bpftestFrontendKey struct {

@@ -13,31 +13,44 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/lb"
 )
 
-// gateBits is GATE_BITS of bpf/types.h, gateShift leaves an index of that size.
+// What frontend_gate has: bits that are found by a hash, and then 65,536 places for the
+// NodePorts of each protocol and for the blocks of IPv4, as in bpf/gate.h.
 const (
-	gateBits  = 1 << 18
-	gateShift = 64 - 18
+	gateBits    = 8 * int(unsafe.Sizeof(bpfFrontendGate{}))
+	gateHashed  = 1 << 18
+	gatePorts   = gateHashed
+	gateBlocks4 = gatePorts + 3<<16
 )
 
-// The hashes are those of bpf/gate.h, on the words that a program would load: an
-// address is two of them.
+// The hashes are those of bpf/gate.h, on the words that a program would load.
 
-func gateIndex(x uint64) uint32 { return uint32(x * 0x9e3779b97f4a7c15 >> gateShift) }
+func gateHash(x uint64) uint32 { return uint32(x * 0x9e3779b97f4a7c15 >> (64 - 18)) }
 
-func gateWords(a netip.Addr) (w0, w1 uint64) {
-	b := encodeAddr(a).B
+// gateWord4 returns an IPv4 address as the word that it is in a packet.
+func gateWord4(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.NativeEndian.Uint32(b[:])
+}
+
+// gateWords6 returns an IPv6 address as two words.
+func gateWords6(a netip.Addr) (high, low uint64) {
+	b := a.As16()
 	return binary.NativeEndian.Uint64(b[:8]), binary.NativeEndian.Uint64(b[8:])
 }
 
 // gateAddr returns the bit of an address that has a frontend.
 func gateAddr(a netip.Addr) uint32 {
-	w0, w1 := gateWords(a)
-	return gateIndex(w0*0xff51afd7ed558ccd ^ w1)
+	if a.Is4() {
+		return gateHash(uint64(gateWord4(a)))
+	}
+	high, low := gateWords6(a)
+	x := high*0xff51afd7ed558ccd ^ low
+	return gateHash(x ^ x>>32)
 }
 
 // gatePort returns the bit of a NodePort.
 func gatePort(p lb.Protocol, port uint16) uint32 {
-	return gateIndex((uint64(p)<<16 | uint64(networkPort(port))) ^ 0xa0761d6478bd642f)
+	return gatePorts + uint32(p)&3<<16 + uint32(networkPort(port))
 }
 
 // The blocks of addresses that have a bit each.
@@ -48,11 +61,11 @@ const (
 
 // gateBlock returns the bit of the block that an address is in.
 func gateBlock(a netip.Addr) uint32 {
-	w0, w1 := gateWords(a)
 	if a.Is4() {
-		return gateIndex(w1>>32&0xffff ^ 0xe7037ed1a0b428db)
+		return gateBlocks4 + gateWord4(a)&0xffff
 	}
-	return gateIndex(w0 ^ 0x8ebc6af09c88c6a3)
+	high, _ := gateWords6(a)
+	return gateHash(high ^ 0x8ebc6af09c88c6a3)
 }
 
 // gateFrontend returns the bit without which no program looks for a frontend.

@@ -41,10 +41,10 @@ func wantGate(t *testing.T, d *Datapath) {
 	rows := lb.NewTables()
 	fatal(t, (&Tables{maps: d.maps}).loadGated(rows)) // without repairing
 	want := gateOf(rows)
+	var got bpfFrontendGate
+	fatal(t, d.maps[bpfMapFrontendGate].Lookup(uint32(0), &got))
 	var missing, stray int
-	for i := range want {
-		var word uint64
-		fatal(t, d.maps[bpfMapFrontendGate].Lookup(uint32(i), &word))
+	for i, word := range got.Words {
 		missing += bits.OnesCount64(want[i] &^ word)
 		stray += bits.OnesCount64(word &^ want[i])
 	}

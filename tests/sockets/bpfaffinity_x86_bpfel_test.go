@@ -13,267 +13,35 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type bpfaffinityAddr struct {
-	_ structs.HostLayout
-	B [16]uint8
-}
-
-type bpfaffinityAffinity struct {
-	_       structs.HostLayout
-	Backend bpfaffinityAddr
-	Client  bpfaffinityAddr
-	Port    uint16
-	Pad     uint16
-	LastSec uint32
-}
-
-type bpfaffinityAffinityKey struct {
-	_         structs.HostLayout
-	Netns     uint64
-	Client    bpfaffinityAddr
-	ServiceId uint32
-	Pad       uint32
-}
-
-type bpfaffinityAffinityTestTypes struct {
-	_        structs.HostLayout
-	PacketIo struct {
-		_   structs.HostLayout
-		Req struct {
-			_    structs.HostLayout
-			Addr struct {
-				_ structs.HostLayout
-				B [16]uint8
-			}
-			Port    uint16
-			Proto   uint8
-			Outside uint8
-			_       [4]byte
-		}
-		Client struct {
-			_ structs.HostLayout
-			B [16]uint8
-		}
-		Choice struct {
-			_    structs.HostLayout
-			Addr struct {
-				_ structs.HostLayout
-				B [16]uint8
-			}
-			Port uint16
-			Pad  uint16
-			_    [4]byte
-		}
-		Now   uint32
-		Local uint32
-	}
-}
-
-type bpfaffinityAgentState struct {
-	_           structs.HostLayout
-	Started     int64
-	Synced      int64
-	CgroupId    uint64
-	NetnsCookie uint64
-	Pid         uint32
-	Pad         uint32
-	Version     [64]uint8
-}
-
-type bpfaffinityCidrKey struct {
-	_         structs.HostLayout
-	Prefixlen uint32
-	Addr      bpfaffinityAddr
-}
-
-type bpfaffinityControl struct {
-	_          structs.HostLayout
-	Overflowed uint32
-	Pad        uint32
-}
-
-type bpfaffinityDevice struct {
-	_         structs.HostLayout
-	Flags     uint32
-	L3Ifindex uint32
-	Source4   bpfaffinityAddr
-	Source6   bpfaffinityAddr
-	Mac       [6]uint8
-	Pad       [2]uint8
-}
-
-type bpfaffinityFlow struct {
-	_          structs.HostLayout
-	Src        bpfaffinityAddr
-	Dst        bpfaffinityAddr
-	Sport      uint16
-	Dport      uint16
-	ServiceId  uint32
-	Generation uint32
-	Ifindex    uint32
-	LastSec    uint32
-	State      uint32
-	Flags      uint32
-	ClientMac  [6]uint8
-	NodeMac    [6]uint8
-}
-
-type bpfaffinityFlowKey struct {
-	_     structs.HostLayout
-	Src   bpfaffinityAddr
-	Dst   bpfaffinityAddr
-	Sport uint16
-	Dport uint16
-	Proto uint8
-	Pad   [3]uint8
-}
-
-type bpfaffinityFragment struct {
-	_     structs.HostLayout
-	Sport uint16
-	Dport uint16
-}
-
-type bpfaffinityFragmentKey struct {
-	_     structs.HostLayout
-	Src   bpfaffinityAddr
-	Dst   bpfaffinityAddr
-	Id    uint32
-	Proto uint8
-	Pad   [3]uint8
-}
-
-type bpfaffinityFrontend struct {
-	_         structs.HostLayout
-	ServiceId uint32
-	Kind      uint32
-}
-
-type bpfaffinityFrontendKey struct {
-	_     structs.HostLayout
-	Vip   bpfaffinityAddr
-	Port  uint16
-	Proto uint8
-	Pad   [5]uint8
-}
-
-type bpfaffinityMemberKey struct {
-	_         structs.HostLayout
-	Backend   bpfaffinityAddr
-	ServiceId uint32
-	Port      uint16
-	Use       uint8
-	Pad       uint8
-}
-
-type bpfaffinityObjectName struct {
-	_         structs.HostLayout
-	Namespace [64]uint8
-	Name      [64]uint8
-}
-
-type bpfaffinityOrigin struct {
-	_    structs.HostLayout
-	Lock struct {
-		_   structs.HostLayout
-		Val uint32
-	}
-	Latest    uint32
-	Connected [2]bpfaffinityOriginEntry
-	Sent      [4]bpfaffinityOriginEntry
-}
-
-type bpfaffinityOriginEntry struct {
-	_           structs.HostLayout
-	Vip         bpfaffinityAddr
-	Backend     bpfaffinityAddr
-	VipPort     uint16
-	BackendPort uint16
-	ServiceId   uint32
-	Generation  uint32
-	LastSec     uint32
-}
-
-type bpfaffinityOverflowKey struct {
-	_      structs.HostLayout
-	Cookie uint64
-	Addr   bpfaffinityAddr
-	Port   uint16
-	Pad    uint16
-	Side   uint32
-}
-
 type bpfaffinityPacketIo struct {
 	_   structs.HostLayout
 	Req struct {
-		_       structs.HostLayout
-		Addr    bpfaffinityAddr
+		_    structs.HostLayout
+		Addr struct {
+			_ structs.HostLayout
+			B [16]uint8
+		}
 		Port    uint16
 		Proto   uint8
 		Outside uint8
 		_       [4]byte
 	}
-	Client bpfaffinityAddr
+	Client struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
 	Choice struct {
 		_    structs.HostLayout
-		Addr bpfaffinityAddr
+		Addr struct {
+			_ structs.HostLayout
+			B [16]uint8
+		}
 		Port uint16
 		Pad  uint16
 		_    [4]byte
 	}
 	Now   uint32
 	Local uint32
-}
-
-type bpfaffinityPeer struct {
-	_           structs.HostLayout
-	Cookie      uint64
-	Vip         bpfaffinityAddr
-	Backend     bpfaffinityAddr
-	VipPort     uint16
-	BackendPort uint16
-	Pad         uint32
-}
-
-type bpfaffinityProblem struct {
-	_    structs.HostLayout
-	Text [256]uint8
-}
-
-type bpfaffinityReplyBucket struct {
-	_        structs.HostLayout
-	FilledNs uint64
-	Tokens   uint64
-}
-
-type bpfaffinityService struct {
-	_       structs.HostLayout
-	Range   [3]uint64
-	Options uint64
-}
-
-type bpfaffinityServiceName struct {
-	_         structs.HostLayout
-	Namespace [64]uint8
-	Name      [64]uint8
-	Port      [64]uint8
-	Proto     uint8
-	Family    uint8
-	Pad       [2]uint8
-}
-
-type bpfaffinitySlot struct {
-	_       structs.HostLayout
-	Backend bpfaffinityAddr
-	Port    uint16
-	Pad     [6]uint8
-}
-
-type bpfaffinitySourceKey struct {
-	_         structs.HostLayout
-	Prefixlen uint32
-	ServiceId uint32
-	Addr      bpfaffinityAddr
 }
 
 // Names of all BPF objects in the ELF.
