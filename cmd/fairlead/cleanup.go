@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -52,8 +51,12 @@ of an agent with another --bpf-root, are named and left alone.`,
 	return cmd
 }
 
-// versionDir is what datapath names the directory of a version.
-var versionDir = regexp.MustCompile(`^v\d+$`)
+// versionDir is what datapath names the directory of a version, stateDir that of a
+// state, which versions share.
+var (
+	versionDir = regexp.MustCompile(`^v\d+$`)
+	stateDir   = regexp.MustCompile(`^state\d+$`)
+)
 
 // removeDatapath removes every version's links, maps and pins below root, and the
 // socket of its agent, and says on w what it has removed.
@@ -73,14 +76,27 @@ func removeDatapath(w io.Writer, root string) error {
 	if err != nil {
 		return fmt.Errorf("list what is pinned: %w", err)
 	}
-	versions := slices.DeleteFunc(names, func(name string) bool { return !versionDir.MatchString(name) })
-	if len(versions) == 0 {
+	var versions, states []string
+	for _, name := range names {
+		switch {
+		case versionDir.MatchString(name):
+			versions = append(versions, name)
+		case stateDir.MatchString(name):
+			states = append(states, name)
+		}
+	}
+	if len(versions)+len(states) == 0 {
 		if _, err := fmt.Fprintf(w, "nothing is pinned at %s\n", root); err != nil {
 			return err
 		}
 	}
 	for _, name := range versions {
 		if err := removeVersion(w, filepath.Join(root, name)); err != nil {
+			return err
+		}
+	}
+	for _, name := range states {
+		if err := removePart(w, filepath.Join(root, name), filepath.Join(root, name), "removed maps", os.RemoveAll); err != nil {
 			return err
 		}
 	}
@@ -105,18 +121,7 @@ func removeVersion(w io.Writer, dir string) error {
 		{devicesDir, "detached from devices", removeFromDevices},
 		{"maps", "removed maps", os.RemoveAll},
 	} {
-		path := filepath.Join(dir, part.name)
-		names, err := pinNames(path)
-		if err != nil {
-			return fmt.Errorf("list pins: %w", err)
-		}
-		if err := part.remove(path); err != nil {
-			return fmt.Errorf("remove pins: %w", err)
-		}
-		if len(names) == 0 {
-			continue
-		}
-		if _, err := fmt.Fprintf(w, "%s: %s %s\n", dir, part.done, strings.Join(names, ", ")); err != nil {
+		if err := removePart(w, dir, filepath.Join(dir, part.name), part.done, part.remove); err != nil {
 			return err
 		}
 	}
@@ -124,6 +129,23 @@ func removeVersion(w io.Writer, dir string) error {
 		return fmt.Errorf("remove pins: %w", err)
 	}
 	return nil
+}
+
+// removePart removes what is pinned in the directory path and says on w that it was
+// part of dir.
+func removePart(w io.Writer, dir, path, done string, remove func(dir string) error) error {
+	names, err := pinNames(path)
+	if err != nil {
+		return fmt.Errorf("list pins: %w", err)
+	}
+	if err := remove(path); err != nil {
+		return fmt.Errorf("remove pins: %w", err)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	_, err = fmt.Fprintf(w, "%s: %s %s\n", dir, done, strings.Join(names, ", "))
+	return err
 }
 
 // devicesDir is what datapath names the directory of links on devices.
@@ -168,9 +190,10 @@ func removeSocket(w io.Writer, path string) error {
 func dirNames(dir string) ([]string, error) { return entryNames(dir, fs.DirEntry.IsDir) }
 
 // pinNames lists what is pinned in a directory; one that is missing is empty.
-// Directories in it are none: before Linux 6.6 they are notes about devices.
+// Directories in it are none: before Linux 6.6 they are notes about devices. Neither
+// are symbolic links, which are notes as well.
 func pinNames(dir string) ([]string, error) {
-	return entryNames(dir, func(e fs.DirEntry) bool { return !e.IsDir() })
+	return entryNames(dir, func(e fs.DirEntry) bool { return !e.IsDir() && e.Type() != fs.ModeSymlink })
 }
 
 func entryNames(dir string, listed func(fs.DirEntry) bool) ([]string, error) {

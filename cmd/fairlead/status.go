@@ -211,9 +211,29 @@ func wantedCgroup(flag string, agents uint64) (cgroupStatus, error) {
 	return c, nil
 }
 
+// elsewhere returns the other version whose programs have the hooks while none of
+// ours does; nil when there is none.
+func (r *statusReport) elsewhere() *versionStatus {
+	if slices.ContainsFunc(r.Hooks, func(h hookStatus) bool { return h.Attached }) {
+		return nil
+	}
+	for i, v := range r.OtherVersions {
+		if len(v.Hooks) > 0 {
+			return &r.OtherVersions[i]
+		}
+	}
+	return nil
+}
+
 // judge fills in Problems and Healthy from the rest.
 func (r *statusReport) judge() {
-	r.Problems = append([]string{}, r.hookProblems()...)
+	r.Problems = []string{}
+	other := r.elsewhere()
+	if other != nil {
+		r.Problems = append(r.Problems, "programs of "+other.Version+" serve until an agent of this version has synced")
+	} else {
+		r.Problems = append(r.Problems, r.hookProblems()...)
+	}
 	if !r.Agent.Running {
 		r.Problems = append(r.Problems, "no agent is running, backends are as it left them")
 	}
@@ -224,7 +244,7 @@ func (r *statusReport) judge() {
 		r.Problems = append(r.Problems, "packet path: "+problem)
 	}
 	for _, v := range r.OtherVersions {
-		if len(v.Hooks) > 0 {
+		if other == nil && len(v.Hooks) > 0 {
 			r.Problems = append(r.Problems, "programs of "+v.Version+" are attached beside ours: "+strings.Join(v.Hooks, ", "))
 		}
 	}
@@ -295,8 +315,13 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 		{"kernel", "Linux " + r.Kernel.Release},
 		{"", "stale UDP sockets: " + r.Kernel.endsSockets()},
 	}...)
-	for _, v := range r.OtherVersions {
-		lines = append(lines, [2]string{"also", v.String()})
+	other := r.elsewhere()
+	for i, v := range r.OtherVersions {
+		text := v.String()
+		if other == &r.OtherVersions[i] {
+			text = v.Version + ", whose programs serve until an agent of this version has synced"
+		}
+		lines = append(lines, [2]string{"also", text})
 	}
 	for _, line := range lines {
 		if _, err := fmt.Fprintf(w, "%-10s %s\n", line[0], line[1]); err != nil {

@@ -122,6 +122,17 @@ func TestJudge(t *testing.T) {
 			},
 			want: []string{"programs of v1 are attached beside ours: connect4, connect6"},
 		},
+		{
+			name: "they serve until ours take over",
+			change: func(r *statusReport) {
+				for i := range r.Hooks {
+					r.Hooks[i] = hookStatus{Name: r.Hooks[i].Name, Error: "not attached"}
+				}
+				r.LastSync = nil
+				r.OtherVersions = []versionStatus{{Version: "v1"}, {Version: "v2", Hooks: []string{"connect4"}}}
+			},
+			want: []string{"programs of v2 serve until an agent of this version has synced", "the agent has not synced yet"},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			report := healthyReport(time.Now())
@@ -182,6 +193,26 @@ kernel     Linux 6.1.0
            stale UDP sockets: ended with sock_diag (no bpf_sock_destroy in this kernel)
 also       v1, not attached: another version of fairlead can go on from its maps
 also       v3, whose programs are attached, too: connect4
+`,
+		},
+		{
+			name: "another version serves until ours has synced",
+			change: func(r *statusReport) {
+				for i := range r.Hooks {
+					r.Hooks[i] = hookStatus{Name: r.Hooks[i].Name, Error: "not attached"}
+				}
+				r.LastSync = nil
+				r.OtherVersions = []versionStatus{{Version: "v3", Hooks: []string{"connect4"}}}
+			},
+			want: `hooks      0 of 3 attached; all hooks: not attached
+cgroup     /sys/fs/cgroup, the node's root
+agent      running, version v1.2.3, pid 4711, started 1h30m0s ago
+last sync  never
+services   12 programmed
+packets    on 3 of 3 devices, 7 flows
+kernel     Linux 6.12.0
+           stale UDP sockets: ended with bpf_sock_destroy
+also       v3, whose programs serve until an agent of this version has synced
 `,
 		},
 	} {

@@ -104,20 +104,25 @@ type agent struct {
 	// kernel yet.
 	triggers map[lb.ServiceFamily][]time.Time
 
-	synced       synced
-	applied      bool // the first complete apply is in the kernel
-	tookOver     bool // other versions have no hooks any more
-	fresh        bool // the kernel held nothing when we started
-	lastApply    time.Time
-	failing      map[lb.Name]string // what has been logged of it
-	ticket       uint64             // counts applies that deleted something
-	walkFailing  bool
-	walks        bool // whether stale sockets can be found at all
-	bySockets    found
-	sweepFailing bool
-	sweeps       bool // whether there may be flows at all
-	byFlows      found
-	packets      PacketState // where there are no devices
+	synced        synced
+	applied       bool   // the first complete apply is in the kernel
+	filled        signal // the tables say which backends serve
+	cgroup        attach.Cgroup
+	switching     bool   // programs of another version serve, ours do not yet
+	tookOver      bool   // other versions have no hooks any more
+	switchFailing string // what was logged of it last
+	alone         signal // ... nor programs on devices; they have nothing that remembers services
+	fresh         bool   // the tables held nothing when we started
+	lastApply     time.Time
+	failing       map[lb.Name]string // what has been logged of it
+	ticket        uint64             // counts applies that deleted something
+	walkFailing   bool
+	walks         bool // whether stale sockets can be found at all
+	bySockets     found
+	sweepFailing  bool
+	sweeps        bool // whether there may be flows at all
+	byFlows       found
+	packets       PacketState // where there are no devices
 
 	repairEvery time.Duration
 
@@ -168,12 +173,10 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	}); err != nil {
 		return err
 	}
-	for _, hook := range attach.Hooks() {
-		if err := attach.Attach(cgroup, hook, dp.Program(hook.Program), datapath.LinkPath(cfg.BPFRoot, hook.Name)); err != nil {
-			return err
-		}
+	a.cgroup = cgroup
+	if err := a.attachAtStart(); err != nil {
+		return err
 	}
-	log.Info("hooks attached", logfield.Version(cfg.Version), logfield.Cgroup(cgroup.Path), logfield.Count(len(attach.Hooks())))
 	if err := a.openPackets(cfg.Packets); err != nil {
 		return err
 	}
@@ -189,12 +192,12 @@ func (a *agent) start(ctx context.Context, cfg Config) error {
 		a.running.Go(func() { a.ender.Run(ctx) })
 	}
 	if a.sweeps {
-		a.running.Go(func() { a.sweeper.Run(ctx) })
+		a.running.Go(func() { a.sweep(ctx) })
 	}
 	if a.devices != nil {
 		a.running.Go(func() { a.devices.watch(ctx) })
 		a.running.Go(func() { a.devices.run(ctx) })
-		if !a.fresh {
+		if !a.fresh && !a.switching {
 			a.devices.ready.give() // the tables serve already
 		}
 	}
@@ -278,6 +281,9 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		reconciler:   reconciler.New(dp, reconciler.Limits{Services: services, Slots: slots}),
 		health:       health.NewTracker(cmp.Or(cfg.StuckAfter, stuckAfter)),
 		metrics:      metrics.New(cfg.Version, kernelMetrics{dp}),
+		switching:    dp.Switching,
+		alone:        newSignal(),
+		filled:       newSignal(),
 		nodeOptional: cfg.NodeOptional,
 		nodeAddress:  cfg.NodeAddress,
 		healths:      map[lb.ServiceFamily]lb.Health{},
@@ -320,7 +326,11 @@ func (a *agent) adopt(state datapath.AgentState) error {
 		return fmt.Errorf("read what the kernel holds: %w", err)
 	}
 	a.reconciler.Adopt(held)
-	a.fresh = len(held.Names) == 0
+	// State has names that other tables are about.
+	a.fresh = len(held.Frontends) == 0
+	if !a.fresh {
+		a.filled.give()
+	}
 	a.log.Info("adopted", logfield.Frontends(len(held.Frontends)), logfield.Services(len(held.Names)))
 	a.state = state
 	return a.datapath.SetAgentState(a.state)
@@ -351,7 +361,9 @@ func (a *agent) run(ctx context.Context, ended <-chan error) error {
 		case <-a.retry.C:
 			a.retryAt = time.Time{}
 			a.retryAfter = min(2*a.retryAfter, retryLast)
-			a.finish(time.Now(), a.reconciler.Retry(), false)
+			r := a.reconciler.Retry()
+			a.finish(time.Now(), r, false)
+			a.takeOver(r)
 		case <-repair.C:
 			a.repair()
 		case r := <-a.reports:

@@ -11,7 +11,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/fairlead-lb/fairlead/internal/datapath"
 	"github.com/fairlead-lb/fairlead/internal/health"
 	"github.com/fairlead-lb/fairlead/internal/lb"
 	"github.com/fairlead-lb/fairlead/internal/logfield"
@@ -33,7 +32,7 @@ func (a *agent) apply(start time.Time) {
 		a.finish(start, r, true)
 		a.healthPorts(all, true)
 		a.log.Info("synced", logfield.Writes(r.Writes+r.Deletes), logfield.Took(time.Since(a.state.Started)))
-		if a.devices != nil {
+		if a.devices != nil && !a.switching {
 			a.devices.ready.give()
 		}
 		a.takeOver(r)
@@ -49,30 +48,10 @@ func (a *agent) apply(start time.Time) {
 			}
 			return
 		}
-		a.finish(start, a.reconciler.Apply(delta), false)
+		r := a.reconciler.Apply(delta)
+		a.finish(start, r, false)
 		a.healthPorts(delta, false)
-	}
-}
-
-// takeOver ends the programs of other versions, once, when ours do their work as a
-// complete apply with result r shows. What cannot be ended now is tried again after
-// the next one.
-func (a *agent) takeOver(r reconciler.Result) {
-	if a.tookOver || a.broken(r) {
-		return
-	}
-	removed, err := datapath.RemoveOtherLinks(a.root)
-	a.tookOver = err == nil
-	if err != nil {
-		a.log.Warn("hooks of another version cannot be removed; both serve the node", logfield.Error(err))
-	}
-	if len(removed) > 0 {
-		a.log.Info("took over from another version", logfield.Count(len(removed)))
-	}
-	if a.devices != nil {
-		a.devices.synced.give()
-	} else {
-		a.removeOtherPackets()
+		a.takeOver(r)
 	}
 }
 

@@ -103,6 +103,15 @@ func newSignal() signal { return signal{make(chan struct{}), new(sync.Once)} }
 
 func (s signal) give() { s.once.Do(func() { close(s.given) }) }
 
+func (s signal) isGiven() bool {
+	select {
+	case <-s.given:
+		return true
+	default:
+		return false
+	}
+}
+
 // setAddresses says by which addresses the Node is known; its devices are looked at
 // anew.
 func (d *devices) setAddresses(addresses []netip.Addr) {

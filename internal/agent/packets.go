@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -49,12 +50,16 @@ func (a *agent) openPackets(p Packets) error {
 	for _, taken := range overlaps(procSys, p.SNATPorts) {
 		a.log.Warn("--snat-ports has ports that others use; each is looked at before it is taken, which costs time", logfield.Reason(taken))
 	}
+	others, err := datapath.OtherDevicesPaths(a.root)
+	if err != nil {
+		return err
+	}
 	tc, err := attach.NewTC(datapath.DevicesPath(a.root), attach.Programs{
 		Ingress:   a.datapath.Program("tc_ingress"),
 		Egress:    a.datapath.Program("tc_egress"),
 		IngressL3: a.datapath.Program("tc_ingress_l3"),
 		EgressL3:  a.datapath.Program("tc_egress_l3"),
-	})
+	}, others...)
 	if err != nil {
 		return err
 	}
@@ -64,7 +69,10 @@ func (a *agent) openPackets(p Packets) error {
 		return err
 	}
 	a.devices = newDevices(p.Devices, a.datapath, tc, held, a.log)
-	a.devices.takeOver = a.removeOtherPackets
+	a.devices.takeOver = func() {
+		a.removeOtherPackets()
+		a.alone.give()
+	}
 	a.devices.count = func(n int) { a.metrics.ProgramsRestored.Add(float64(n)) }
 	return nil
 }
@@ -107,8 +115,8 @@ func endFlows(t *datapath.Tables) (ended int, err error) {
 	}
 }
 
-// removeOtherPackets takes the programs of other versions away from devices. It may
-// be called from any goroutine.
+// removeOtherPackets takes the programs of other versions away from devices that
+// have none of ours. It may be called from any goroutine.
 func (a *agent) removeOtherPackets() {
 	dirs, err := datapath.OtherDevicesPaths(a.root)
 	removed := 0
@@ -121,7 +129,17 @@ func (a *agent) removeOtherPackets() {
 		a.log.Warn("programs of another version cannot be removed from devices; both serve the node", logfield.Error(err))
 	}
 	if removed > 0 {
-		a.log.Info("took devices over from another version", logfield.Count(removed))
+		a.log.Info("removed another version's programs from devices", logfield.Count(removed))
+	}
+}
+
+// sweep looks for flows that are over, for as long as ctx lasts. Before the tables are
+// filled no backend seems to serve.
+func (a *agent) sweep(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-a.filled.given:
+		a.sweeper.Run(ctx)
 	}
 }
 

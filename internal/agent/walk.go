@@ -11,8 +11,12 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/sockets"
 )
 
-// askWalk has stale sockets looked for.
+// askWalk has stale sockets looked for. In tables that are not filled yet no backend
+// serves.
 func (a *agent) askWalk(answered []lb.FrontendKey) {
+	if !a.filled.isGiven() {
+		return
+	}
 	if a.walks {
 		a.ender.Ask(sockets.Request{Answered: answered, Ticket: a.ticket})
 		return
@@ -30,8 +34,12 @@ type found struct {
 }
 
 // freeIDs lets the IDs of services that are gone be used again, once neither
-// sockets nor flows remember them.
+// sockets nor flows remember them. Programs of another version may still make
+// connections to services that are gone for us.
 func (a *agent) freeIDs() {
+	if !a.alone.isGiven() {
+		return
+	}
 	for _, search := range []struct {
 		done bool
 		found
@@ -71,6 +79,9 @@ func (a *agent) walked(r sockets.Report) {
 // them, but if the backend came back its clients would come back to it. So it
 // cannot be put off: the next batch may bring the backend.
 func (a *agent) forgetAffinities() {
+	if !a.filled.isGiven() {
+		return
+	}
 	n, err := a.datapath.ForgetAffinities(func(e datapath.AffinityEntry) bool {
 		for side := range lb.Side(lb.Sides) {
 			if a.reconciler.HasMember(lb.Member{Service: e.Service, Backend: e.Backend, Use: lb.UseOn(side)}) {

@@ -23,6 +23,7 @@ import (
 // support. The kernel keeps filters as long as their device.
 type clsact struct {
 	dir    string
+	others []string          // directories of other versions
 	events *nl.NetlinkSocket // on which the kernel tells of changes to filters and qdiscs
 }
 
@@ -52,7 +53,9 @@ func parentOf(dir direction) uint32 {
 
 // name returns what our filters are called. Other versions, with other
 // directories, have their own.
-func (w *clsact) name(dir direction) string { return "fairlead_" + string(dir) + ":" + w.dir }
+func (w *clsact) name(dir direction) string { return filterName(dir, w.dir) }
+
+func filterName(dir direction, path string) string { return "fairlead_" + string(dir) + ":" + path }
 
 func (w *clsact) adopt() (map[place]hook, error) {
 	var qdiscs []netlink.Qdisc
@@ -84,6 +87,9 @@ func (w *clsact) attach(at place, prog *ebpf.Program) (hook, error) {
 	if err := w.addQdisc(at.index); err != nil {
 		return nil, err
 	}
+	if err := w.inheritQdisc(at.index); err != nil {
+		return nil, err
+	}
 	if err := w.put(at, prog); err != nil {
 		return nil, err
 	}
@@ -91,14 +97,18 @@ func (w *clsact) attach(at place, prog *ebpf.Program) (hook, error) {
 }
 
 // put makes the program that of our filter in a place, which is added if there is
-// none.
+// none. Another version's becomes ours.
 func (w *clsact) put(at place, prog *ebpf.Program) error {
 	filters, err := w.filters(at)
 	if err != nil {
 		return err
 	}
 	filter := netlink.BpfFilter{Fd: prog.FD(), Name: w.name(at.dir), DirectAction: true}
-	if old := w.ours(filters, at); old != nil {
+	old := w.ours(filters, at)
+	if old == nil {
+		old = w.theirs(filters, at)
+	}
+	if old != nil {
 		filter.FilterAttrs = old.FilterAttrs
 		if err := netlink.FilterReplace(&filter); err != nil {
 			return fmt.Errorf("replace filter: %w", err)
@@ -158,8 +168,22 @@ func (w *clsact) filters(at place) ([]netlink.Filter, error) {
 
 // ours returns our filter among those of a place, nil when it is not there.
 func (w *clsact) ours(filters []netlink.Filter, at place) *netlink.BpfFilter {
+	return named(filters, w.name(at.dir))
+}
+
+// theirs is ours for the filter of another version.
+func (w *clsact) theirs(filters []netlink.Filter, at place) *netlink.BpfFilter {
+	for _, dir := range w.others {
+		if f := named(filters, filterName(at.dir, dir)); f != nil {
+			return f
+		}
+	}
+	return nil
+}
+
+func named(filters []netlink.Filter, name string) *netlink.BpfFilter {
 	for _, f := range filters {
-		if f, ok := f.(*netlink.BpfFilter); ok && f.Name == w.name(at.dir) {
+		if f, ok := f.(*netlink.BpfFilter); ok && f.Name == name {
 			return f
 		}
 	}
@@ -213,6 +237,19 @@ func (w *clsact) addQdisc(index int) error {
 	}
 	if err := os.MkdirAll(w.qdiscMark(index), 0o700); err != nil {
 		return fmt.Errorf("mark qdisc as ours: %w", err)
+	}
+	return nil
+}
+
+// inheritQdisc makes the device's qdisc ours if it is another version's.
+func (w *clsact) inheritQdisc(index int) error {
+	for _, dir := range w.others {
+		if _, err := os.Stat((&clsact{dir: dir}).qdiscMark(index)); err != nil {
+			continue
+		}
+		if err := os.MkdirAll(w.qdiscMark(index), 0o700); err != nil {
+			return fmt.Errorf("mark qdisc as ours: %w", err)
+		}
 	}
 	return nil
 }

@@ -68,6 +68,53 @@ func Attach(cgroup Cgroup, hook Hook, prog *ebpf.Program, pin string) error {
 	return nil
 }
 
+// TakeOver is Attach for when pins of other versions may lead to links on the hook:
+// the first one of others that is on the cgroup gets the program in one step and is
+// pinned at pin from then on. So the hook always has one of our programs, and never
+// two for what is taken over. taken tells that there was such a link; the rest of
+// others stays.
+func TakeOver(cgroup Cgroup, hook Hook, prog *ebpf.Program, pin string, others []string) (taken bool, err error) {
+	if _, err := os.Lstat(pin); err == nil {
+		return false, Attach(cgroup, hook, prog, pin)
+	}
+	for _, other := range others {
+		taken, err := inherit(cgroup, hook, prog, pin, other)
+		if taken || err != nil {
+			return taken, err
+		}
+	}
+	return false, Attach(cgroup, hook, prog, pin)
+}
+
+// inherit is TakeOver with one other pin, which need not exist.
+func inherit(cgroup Cgroup, hook Hook, prog *ebpf.Program, pin, other string) (taken bool, err error) {
+	l, err := link.LoadPinnedLink(other, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open pinned link %s: %w", other, err)
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return false, fmt.Errorf("look at pinned link %s: %w", other, err)
+	}
+	on := info.Cgroup()
+	if on == nil || on.CgroupId != cgroup.ID || ebpf.AttachType(on.AttachType) != hook.Type {
+		return false, nil
+	}
+	if err := l.Update(prog); err != nil {
+		return false, fmt.Errorf("update program on %s: %w", hook.Name, err)
+	}
+	// Whoever comes after one that was killed here finds our program on the other's
+	// link, and that it can be taken over like any.
+	if err := os.Rename(other, pin); err != nil {
+		return false, fmt.Errorf("pin link %s: %w", hook.Name, err)
+	}
+	return true, nil
+}
+
 func attachNew(cgroup Cgroup, hook Hook, prog *ebpf.Program, pin string) error {
 	l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup.Path, Attach: hook.Type, Program: prog})
 	if err != nil {

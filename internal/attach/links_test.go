@@ -157,6 +157,67 @@ func TestAttachReplaces(t *testing.T) {
 	}
 }
 
+func TestTakeOver(t *testing.T) {
+	cg := newCgroup(t)
+	hook := Hooks()[4]
+	ours, theirs := proceed(t, hook, "ours"), proceed(t, hook, "theirs")
+	for _, tc := range []struct {
+		name   string
+		before func(pin string, others []string) error
+		taken  bool
+		left   []int // those of others that stay
+	}{
+		{name: "of nothing is attaching", before: func(string, []string) error { return nil }},
+		{
+			name:   "takes another's link and pin",
+			before: func(_ string, others []string) error { return Attach(cg, hook, theirs, others[1]) },
+			taken:  true,
+		}, {
+			name:   "of one that was killed before it had the pin",
+			before: func(_ string, others []string) error { return Attach(cg, hook, ours, others[0]) },
+			taken:  true,
+		}, {
+			name:   "leaves alone what is on another cgroup",
+			before: func(_ string, others []string) error { return Attach(newCgroup(t), hook, theirs, others[0]) },
+			left:   []int{0},
+		}, {
+			name: "leaves alone what is on another hook",
+			before: func(_ string, others []string) error {
+				return Attach(cg, Hooks()[0], proceed(t, Hooks()[0], "theirs"), others[0])
+			},
+			left: []int{0},
+		}, {
+			name:   "has a link of its own before others'",
+			before: func(pin string, _ []string) error { return Attach(cg, hook, theirs, pin) },
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := pins(t)
+			pin := filepath.Join(dir, hook.Name)
+			others := []string{filepath.Join(dir, "other1"), filepath.Join(dir, "other2")}
+			if err := tc.before(pin, others); err != nil {
+				t.Fatal(err)
+			}
+			taken, err := TakeOver(cg, hook, ours, pin, others)
+			if err != nil || taken != tc.taken {
+				t.Errorf("got %v, %v; want %v", taken, err, tc.taken)
+			}
+			wantAttached(t, cg, hook, ours)
+			if s := Check(func(string) string { return pin })[4]; s.Err != nil || s.CgroupID != cg.ID {
+				t.Errorf("our pin: %+v", s)
+			}
+			for i, other := range others {
+				if _, err := os.Stat(other); (err == nil) != slices.Contains(tc.left, i) {
+					t.Errorf("the pin %s: %v", other, err)
+				}
+			}
+			if err := DetachAll(dir); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestAttachAfterTheCgroupIsGone(t *testing.T) {
 	dir := pins(t)
 	hook := Hooks()[4]

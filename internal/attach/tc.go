@@ -83,6 +83,9 @@ type way interface {
 // stays theirs: one that is put before ours later, or that was in the first place of
 // a clsact qdisc already, decides first.
 //
+// Programs that another version has attached, with its own directory, go on until this
+// one's take their places, each in one step.
+//
 // On Linux 6.6 and later programs are on tcx links, pinned under the directory as
 // <ifindex>-ingress and <ifindex>-egress. They come before all filters of clsact
 // qdiscs. On older kernels they are filters of such a qdisc, direct-action, whose name has
@@ -92,6 +95,7 @@ type way interface {
 // be the same in all calls. Methods may be called from several goroutines.
 type TC struct {
 	dir      string
+	others   []string // directories of other versions
 	programs Programs
 
 	mu      sync.Mutex
@@ -103,14 +107,15 @@ type TC struct {
 }
 
 // NewTC makes dir, which must be on a BPF file system and belong to nobody else.
-// Programs that an earlier process has left under it go on until Apply. programs
-// stay the caller's and must be open until Close.
-func NewTC(dir string, programs Programs) (*TC, error) {
+// Programs that an earlier process has left under it go on until Apply. others are
+// the directories of other versions; what is left there after Apply RemoveTC takes
+// away. programs stay the caller's and must be open until Close.
+func NewTC(dir string, programs Programs, others ...string) (*TC, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory for tc links: %w", err)
 	}
 	return &TC{
-		dir: dir, programs: programs, way: &tcx{dir: dir},
+		dir: dir, others: others, programs: programs, way: &tcx{dir: dir, others: others},
 		hooks: map[place]hook{}, current: map[place]*ebpf.Program{},
 	}, nil
 }
@@ -275,7 +280,7 @@ func (t *TC) useClsact(cause error) error {
 	if _, ok := t.way.(*clsact); ok {
 		return cause
 	}
-	t.way, t.adopted = &clsact{dir: t.dir}, false
+	t.way, t.adopted = &clsact{dir: t.dir, others: t.others}, false
 	if err := t.adopt(); err != nil {
 		return err
 	}

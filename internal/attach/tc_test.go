@@ -27,9 +27,9 @@ import (
 
 // ways are the ways of attaching that a test goes through, whichever the kernel
 // would choose.
-var ways = map[string]func(dir string) way{
-	"tcx":    func(dir string) way { return &tcx{dir: dir} },
-	"clsact": func(dir string) way { return &clsact{dir: dir} },
+var ways = map[string]func(dir string, others []string) way{
+	"tcx":    func(dir string, others []string) way { return &tcx{dir: dir, others: others} },
+	"clsact": func(dir string, others []string) way { return &clsact{dir: dir, others: others} },
 }
 
 // eachWay runs a test with each way that the kernel has.
@@ -46,11 +46,12 @@ type bench struct {
 	ns     *sandbox.Namespace
 	pod    *sandbox.Namespace
 	dir    string
+	others []string // directories of other versions
 	name   string
-	newWay func(dir string) way
+	newWay func(dir string, others []string) way
 }
 
-func newBench(t *testing.T, name string, newWay func(dir string) way) *bench {
+func newBench(t *testing.T, name string, newWay func(dir string, others []string) way) *bench {
 	node := testutil.Node(t)
 	pod, err := node.AddPod("pod", podAddr)
 	if err != nil {
@@ -98,11 +99,11 @@ func (b *bench) device(name string) Device {
 // tc returns a TC that is closed when the test ends.
 func (b *bench) tc(p Programs) *TC {
 	b.t.Helper()
-	tc, err := NewTC(b.dir, p)
+	tc, err := NewTC(b.dir, p, b.others...)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	tc.way = b.newWay(b.dir)
+	tc.way = b.newWay(b.dir, b.others)
 	b.t.Cleanup(func() {
 		if err := tc.Close(); err != nil {
 			b.t.Error(err)
@@ -401,6 +402,67 @@ func TestTakingOverMissesNoPacket(t *testing.T) {
 	})
 }
 
+// upgrade makes the TCs from now on those of another version, with its own directory.
+func (b *bench) upgrade(name string) {
+	b.others = append(b.others, b.dir)
+	b.dir = filepath.Join(filepath.Dir(b.dir), name)
+}
+
+// TestTakingOverFromAnotherVersionMissesNoPacket is TestTakingOverMissesNoPacket
+// between directories, to and fro.
+func TestTakingOverFromAnotherVersionMissesNoPacket(t *testing.T) {
+	eachWay(t, func(t *testing.T, b *bench) {
+		p, in, _ := programs(t, "v0")
+		all := []counted{in}
+		b.apply(b.tc(p), 1, b.device(hostEnd))
+		var over atomic.Bool
+		sent := make(chan int)
+		go func() {
+			n := 0
+			defer func() { sent <- n }()
+			for ; !over.Load(); n += 100 {
+				b.send(100)
+			}
+		}()
+		pins := len(b.pins())
+		for i := range 6 {
+			b.upgrade(fmt.Sprint("tc", i%2))
+			name := fmt.Sprint("v", i+1)
+			p, in, _ := programs(t, name)
+			all = append(all, in)
+			b.apply(b.tc(p), 1, b.device(hostEnd))
+			b.wantOn(hostEnd, ingress, name+"_in")
+			b.wantOn(hostEnd, egress, name+"_out")
+			if n := len(b.pins()); n != pins {
+				t.Errorf("%d pins in the new directory, want the %d of the old one", n, pins)
+			}
+			b.do(func() error {
+				removed, err := RemoveTC(b.others[len(b.others)-1])
+				if removed > 0 {
+					t.Errorf("%d programs were left to the old version", removed)
+				}
+				return err
+			})
+			testutil.Eventually(t, testutil.Patience(), "packets with the new program", func() error {
+				if n := in.count(t); n < 100 {
+					return fmt.Errorf("%d, want 100", n)
+				}
+				return nil
+			})
+		}
+		over.Store(true)
+		wantRuns(t, "every packet once", <-sent, all...)
+		b.do(func() error {
+			_, err := RemoveTC(b.dir)
+			return err
+		})
+		b.wantOn(hostEnd, ingress)
+		if b.qdisc(hostEnd) {
+			t.Error("nobody has removed the qdisc")
+		}
+	})
+}
+
 func TestProgramsOutliveTheirTC(t *testing.T) {
 	eachWay(t, func(t *testing.T, b *bench) {
 		p, in, _ := programs(t, "ours")
@@ -685,7 +747,7 @@ func (*oldKernel) attach(place, *ebpf.Program) (hook, error) {
 }
 
 func TestKernelsWithoutTCXGetFilters(t *testing.T) {
-	b := newBench(t, "old", func(dir string) way { return &oldKernel{tcx{dir: dir}} })
+	b := newBench(t, "old", func(dir string, others []string) way { return &oldKernel{tcx{dir: dir}} })
 	b.configure("link add other type veth peer name other2")
 	p, _, _ := programs(t, "old")
 	b.apply(b.tc(p), 2, b.device(hostEnd), b.device("other"))

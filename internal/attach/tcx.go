@@ -18,7 +18,8 @@ import (
 
 // tcx attaches by links (Linux 6.6), which are pinned and so outlive us.
 type tcx struct {
-	dir string
+	dir    string
+	others []string // directories of other versions
 }
 
 // tcxHook is a link of ours that is pinned, or is to be.
@@ -123,6 +124,9 @@ func (w *tcx) attach(at place, prog *ebpf.Program) (hook, error) {
 	if h, err := w.takeOver(at, prog); h != nil || err != nil {
 		return h, err
 	}
+	if h, err := w.inherit(at, prog); h != nil || err != nil {
+		return h, err
+	}
 	anchor := link.Head()
 	if at.dir == egress {
 		anchor = link.Tail()
@@ -155,6 +159,31 @@ func (w *tcx) takeOver(at place, prog *ebpf.Program) (hook, error) {
 		return nil, errors.Join(err, h.close())
 	}
 	return h, nil
+}
+
+// inherit puts the program on the link that another version has pinned for the place,
+// and moves the pin. It returns nil when there is none.
+func (w *tcx) inherit(at place, prog *ebpf.Program) (hook, error) {
+	for _, dir := range w.others {
+		h, err := (&tcx{dir: dir}).load(at)
+		if err != nil {
+			return nil, err
+		}
+		if h == nil {
+			continue
+		}
+		pin := filepath.Join(w.dir, pinOf(at))
+		err = h.update(prog)
+		if err == nil {
+			err = os.Rename(h.pin, pin)
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("take over link %s: %w", h.pin, err), h.close())
+		}
+		h.pin = pin
+		return h, nil
+	}
+	return nil, nil
 }
 
 // inspect asks each link where it is: nobody tells when one is detached. Pins that

@@ -8,7 +8,14 @@
 //	Open    maps and programs for the agent, which alone writes
 //	View    the same maps, read-only, for inspect and status
 //
-// Everything is pinned below <bpf-root>/v<ABI>/: maps in maps/, links of hooks in
-// links/, those of network devices in devices/.
+// Below <bpf-root> everything is pinned:
+//
+//	v<ABI>/maps      tables, which say what the source says: made by each ABI for itself
+//	v<ABI>/links     links of hooks
+//	v<ABI>/devices   links of network devices
+//	state<N>/        what connections depend on, and which service ID has which name:
+//	                 shared by all ABIs that know state N
+//	state<N>/serving leads to the version whose tables the IDs have their meaning from
+//
 // See bpf/README.md for the maps and the order in which they are written.
 package datapath

@@ -25,8 +25,9 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/lb"
 )
 
-// ABI is the version of the maps' layout, bpf/types.h and bpf/maps.h. It is part
-// of the pin directory's name, so a build never touches maps it does not know.
+// ABI is the version of the tables' layout, bpf/types.h and bpf/maps.h. It is part
+// of the pin directory's name, so a build never touches maps it does not know. See
+// StateABI for the maps that are not tables.
 const ABI = 3
 
 // Sizes are the capacities of the maps, in rows. A zero keeps the default of
@@ -72,6 +73,10 @@ type Config struct {
 // leaves everything that is pinned in place.
 type Datapath struct {
 	*Tables
+	// Switching tells that programs of another version may serve the node: see
+	// Serve. Tables and hooks of ours may be in use already, by one that was stopped
+	// on its way.
+	Switching bool
 	// Resized names the maps whose pinned size differs from the one asked for
 	// and stays.
 	Resized []string
@@ -90,6 +95,7 @@ type Datapath struct {
 
 	programs  map[string]*ebpf.Program
 	iterators map[string]*ebpf.Program
+	root      string
 	lock      *os.File
 }
 
@@ -138,51 +144,54 @@ func open(cfg Config) (*Datapath, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raise the memory lock limit: %w", err)
 	}
-	for _, dir := range []string{"maps", "links", devicesDir} {
-		if err := os.MkdirAll(filepath.Join(versionDir(cfg.Root), dir), 0o700); err != nil {
-			return nil, fmt.Errorf("create pin directory: %w", err)
-		}
+	switching, err := makeDirs(cfg.Root)
+	if err != nil {
+		return nil, err
 	}
 	spec, resized, err := buildSpec(cfg)
 	if err != nil {
 		return nil, err
 	}
-	parts := split(spec)
-	coll, noTypes, err := loadHooks(func(types *btf.Spec) (*ebpf.Collection, error) {
-		return loadPinned(parts.hooks, cfg.Root, types)
-	})
+	opened, err := openMaps(cfg.Root, spec)
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{Resized: resized, NoClientAddress: noTypes, programs: coll.Programs}
-	if d.Tables, err = newTables(coll.Maps, unix.PROT_READ|unix.PROT_WRITE); err != nil {
-		coll.Close()
+	d := &Datapath{Resized: resized, Switching: switching, root: cfg.Root}
+	if err := d.load(cfg, split(spec), opened); err != nil {
+		closePrograms(d.programs)
+		closeMaps(opened)
 		return nil, err
-	}
-	if err := d.openForWriting(); err != nil {
-		d.unmap()
-		coll.Close()
-		return nil, err
-	}
-	d.iterators, d.NoIterators = loadMore(parts.iterators, cfg.Root)
-	if cfg.PacketPath {
-		packets, err := loadMore(parts.packets, cfg.Root)
-		d.NoPacketPath = explainPacketPath(err)
-		maps.Copy(d.programs, packets)
 	}
 	return d, nil
 }
 
-// loadMore loads programs that the datapath can do without. The maps are pinned by
-// now: they take up the same ones.
-func loadMore(spec *ebpf.CollectionSpec, root string) (map[string]*ebpf.Program, error) {
-	coll, err := loadPinned(spec, root, nil)
+// load makes d of maps and programs.
+func (d *Datapath) load(cfg Config, parts parts, opened map[string]*ebpf.Map) (err error) {
+	d.programs, d.NoClientAddress, err = loadHooks(func(types *btf.Spec) (map[string]*ebpf.Program, error) {
+		return loadPrograms(parts.hooks, opened, types)
+	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	closeMaps(coll.Maps)
-	return coll.Programs, nil
+	if d.Tables, err = newTables(opened, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return err
+	}
+	if err := d.openForWriting(); err != nil {
+		d.unmap()
+		return err
+	}
+	d.iterators, d.NoIterators = loadPrograms(parts.iterators, opened, nil)
+	if cfg.PacketPath {
+		packets, err := loadPrograms(parts.packets, opened, nil)
+		d.NoPacketPath = explainPacketPath(err)
+		maps.Copy(d.programs, packets)
+	}
+	return nil
 }
+
+// Serve notes that service IDs mean from now on what our tables say. The caller has
+// filled them, if Switching, and puts our programs on hooks next.
+func (d *Datapath) Serve() error { return setServing(d.root) }
 
 // parts are a specification for each kind of program: what every kernel must load,
 // and what helps where it does.
@@ -208,13 +217,14 @@ func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err err
 	if cfg.Sizes.Slots > lb.MaxSlots {
 		return nil, nil, fmt.Errorf("%d slots are too many: a service's range can name %d", cfg.Sizes.Slots, lb.MaxSlots)
 	}
-	if spec, err = loadBpf(); err != nil {
+	if spec, err = loadSpec(); err != nil {
 		return nil, nil, err
 	}
 	for name, size := range map[string]uint32{
 		bpfMapFrontends:    cfg.Sizes.Frontends,
 		bpfMapServices:     cfg.Sizes.Services,
 		bpfMapNames:        cfg.Sizes.Services,
+		mapGenerations:     cfg.Sizes.Services,
 		bpfMapSlots:        cfg.Sizes.Slots,
 		bpfMapMembers:      cfg.Sizes.Members,
 		bpfMapSourceRanges: cfg.Sizes.SourceRanges,
@@ -230,7 +240,6 @@ func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err err
 		if !isPinned(name) {
 			continue
 		}
-		m.Pinning = ebpf.PinByName
 		changed, err := keepPinnedSize(cfg.Root, m)
 		if err != nil {
 			return nil, nil, err
@@ -241,10 +250,6 @@ func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err err
 	}
 	return spec, resized, setOptions(spec, cfg)
 }
-
-// isPinned says whether a map outlives the agent: not options, nor what is there only
-// while a packet is looked at, which is each build's own.
-func isPinned(name string) bool { return name[0] != '.' && name != bpfMapWork }
 
 // setOptions sets what bpf/config.h declares.
 func setOptions(spec *ebpf.CollectionSpec, cfg Config) error {
@@ -284,7 +289,7 @@ func hasConntrack() bool {
 // keepPinnedSize makes the spec as large as the map that is pinned, if one is:
 // running with another size than asked for beats losing what the map holds.
 func keepPinnedSize(root string, spec *ebpf.MapSpec) (changed bool, err error) {
-	m, err := ebpf.LoadPinnedMap(mapPath(root, spec.Name), nil)
+	m, err := ebpf.LoadPinnedMap(MapPath(root, spec.Name), nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -301,12 +306,12 @@ func keepPinnedSize(root string, spec *ebpf.MapSpec) (changed bool, err error) {
 
 // loadHooks loads the programs of the socket path. noTypes says why they could not
 // be loaded as they are but could for a kernel whose types are unknown; see
-// bpf/client.h for what they do without. load is loadPinned with the types it is
+// bpf/client.h for what they do without. load is loadPrograms with the types it is
 // given.
-func loadHooks(load func(types *btf.Spec) (*ebpf.Collection, error)) (coll *ebpf.Collection, noTypes, err error) {
-	coll, err = load(nil)
+func loadHooks(load func(types *btf.Spec) (map[string]*ebpf.Program, error)) (programs map[string]*ebpf.Program, noTypes, err error) {
+	programs, err = load(nil)
 	if err == nil || hasOtherCause(err) {
-		return coll, nil, err
+		return programs, nil, err
 	}
 	// Trying is the only way to know: a kernel that lets no program read its
 	// memory answers like one that finds fault with the program.
@@ -314,11 +319,11 @@ func loadHooks(load func(types *btf.Spec) (*ebpf.Collection, error)) (coll *ebpf
 	if typesErr != nil {
 		return nil, nil, errors.Join(err, typesErr)
 	}
-	coll, again := load(types)
+	programs, again := load(types)
 	if again != nil {
 		return nil, nil, err
 	}
-	return coll, explainNoTypes(err), nil
+	return programs, explainNoTypes(err), nil
 }
 
 // hasOtherCause tells whether a failed load surely has nothing to do with the
@@ -349,17 +354,18 @@ func emptyTypes() (*btf.Spec, error) {
 	return btf.LoadSpecFromReader(bytes.NewReader(raw))
 }
 
-// loadPinned loads a collection with the pinned maps. types, unless nil, stands
-// for the kernel's own.
-func loadPinned(spec *ebpf.CollectionSpec, root string, types *btf.Spec) (*ebpf.Collection, error) {
+// loadPrograms loads the programs of a specification with maps that are open. types,
+// unless nil, stands for the kernel's own.
+func loadPrograms(spec *ebpf.CollectionSpec, opened map[string]*ebpf.Map, types *btf.Spec) (map[string]*ebpf.Program, error) {
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		Maps:     ebpf.MapOptions{PinPath: filepath.Join(versionDir(root), "maps")},
-		Programs: ebpf.ProgramOptions{KernelTypes: types},
+		MapReplacements: opened,
+		Programs:        ebpf.ProgramOptions{KernelTypes: types},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("load BPF maps and programs: %w", err)
+		return nil, fmt.Errorf("load BPF programs: %w", err)
 	}
-	return coll, nil
+	closeMaps(coll.Maps) // programs hold theirs
+	return coll.Programs, nil
 }
 
 // explainLoad adds what a failed load most likely means. It looks at the kernel
@@ -405,12 +411,15 @@ func (d *Datapath) Close() error {
 	for _, m := range d.maps {
 		errs = append(errs, m.Close())
 	}
-	for _, set := range []map[string]*ebpf.Program{d.programs, d.iterators} {
-		for _, p := range set {
-			errs = append(errs, p.Close())
-		}
-	}
+	closePrograms(d.programs)
+	closePrograms(d.iterators)
 	return errors.Join(append(errs, d.lock.Close())...)
+}
+
+func closePrograms(programs map[string]*ebpf.Program) {
+	for _, p := range programs {
+		_ = p.Close() // only a descriptor
+	}
 }
 
 // checkRoot makes the root directory and tells whether it can hold pins.

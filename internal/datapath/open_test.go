@@ -321,7 +321,7 @@ func TestPinnedSizesStay(t *testing.T) {
 	wantLoaded(t, again.Tables, sample())
 
 	closeDatapath(t, again)
-	fatal(t, os.RemoveAll(versionDir(root)))
+	fatal(t, os.RemoveAll(root))
 	fresh := openDatapath(t, root, larger)
 	if len(fresh.Resized) > 0 || fresh.maps[bpfMapFrontends].MaxEntries() != larger.Frontends {
 		t.Errorf("made anew, frontends has room for %d rows, want %d; resized: %v",
@@ -346,7 +346,7 @@ func TestRootMustBeOnBPFFS(t *testing.T) {
 
 func TestStrangerAtAPin(t *testing.T) {
 	root := testutil.BPFRoot(t)
-	pin := mapPath(root, bpfMapFrontends)
+	pin := MapPath(root, bpfMapFrontends)
 	if err := os.MkdirAll(filepath.Dir(pin), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -384,21 +384,27 @@ func TestSlotsAreNumberedIn24Bits(t *testing.T) {
 	}
 }
 
-// hooksOf returns the programs of the socket path and where to pin their maps.
-func hooksOf(t *testing.T) (hooks *ebpf.CollectionSpec, root string) {
+// partsOf returns the programs by kind, and open maps for them.
+func partsOf(t *testing.T) (parts, map[string]*ebpf.Map) {
 	t.Helper()
-	root = testutil.BPFRoot(t)
-	fatal(t, os.MkdirAll(filepath.Dir(mapPath(root, "any")), 0o700))
+	root := testutil.BPFRoot(t)
+	fatal(t, os.Mkdir(root, 0o700))
+	_, err := makeDirs(root)
+	fatal(t, err)
 	spec, _, err := buildSpec(Config{Root: root, Sizes: small})
 	fatal(t, err)
-	return split(spec).hooks, root
+	opened, err := openMaps(root, spec)
+	fatal(t, err)
+	t.Cleanup(func() { closeMaps(opened) })
+	return split(spec), opened
 }
 
 // TestHooksThatMayNotReadTheKernel has them ask for what the library makes of
 // bpf_probe_read_kernel where lockdown=confidentiality refuses it: a helper that
 // no kernel gives them.
 func TestHooksThatMayNotReadTheKernel(t *testing.T) {
-	hooks, root := hooksOf(t)
+	parts, opened := partsOf(t)
+	hooks := parts.hooks
 	for _, prog := range hooks.Programs {
 		for i, ins := range prog.Instructions {
 			if ins.IsBuiltinCall() && ins.Constant == int64(asm.FnProbeReadKernel) {
@@ -406,15 +412,15 @@ func TestHooksThatMayNotReadTheKernel(t *testing.T) {
 			}
 		}
 	}
-	coll, noTypes, err := loadHooks(func(types *btf.Spec) (*ebpf.Collection, error) {
-		return loadPinned(hooks, root, types)
+	programs, noTypes, err := loadHooks(func(types *btf.Spec) (map[string]*ebpf.Program, error) {
+		return loadPrograms(hooks, opened, types)
 	})
 	if err != nil {
 		t.Fatalf("%+v", err)
 	}
-	defer coll.Close()
-	if len(coll.Programs) != len(hooks.Programs) {
-		t.Errorf("%d programs are loaded, want %d", len(coll.Programs), len(hooks.Programs))
+	defer closePrograms(programs)
+	if len(programs) != len(hooks.Programs) {
+		t.Errorf("%d programs are loaded, want %d", len(programs), len(hooks.Programs))
 	}
 	if !errors.Is(noTypes, unix.EINVAL) {
 		t.Fatalf("reading is refused with %v, want EINVAL", noTypes)
@@ -431,7 +437,7 @@ func TestHooksThatMayNotReadTheKernel(t *testing.T) {
 
 // TestHooksAreLoadedWithoutKernelTypes is about what a failure leads to.
 func TestHooksAreLoadedWithoutKernelTypes(t *testing.T) {
-	hooks, root := hooksOf(t)
+	parts, opened := partsOf(t)
 	refused := fmt.Errorf("program sock_connect4: load program: %w", unix.EINVAL)
 	for _, tc := range []struct {
 		name        string
@@ -447,26 +453,24 @@ func TestHooksAreLoadedWithoutKernelTypes(t *testing.T) {
 		{name: "but not after a failure that passes", first: unix.ENOMEM, want: unix.ENOMEM},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			coll, noTypes, err := loadHooks(func(types *btf.Spec) (*ebpf.Collection, error) {
+			programs, noTypes, err := loadHooks(func(types *btf.Spec) (map[string]*ebpf.Program, error) {
 				switch {
 				case types == nil:
 					return nil, tc.first
 				case tc.alsoWithout:
 					return nil, errors.New("the second failure")
 				}
-				return loadPinned(hooks, root, types)
+				return loadPrograms(parts.hooks, opened, types)
 			})
-			if coll != nil {
-				defer coll.Close()
-			}
+			defer closePrograms(programs)
 			if tc.want != nil {
-				if !errors.Is(err, tc.want) || coll != nil {
-					t.Errorf("got %v, %v; want no programs and %v", coll, err, tc.want)
+				if !errors.Is(err, tc.want) || programs != nil {
+					t.Errorf("got %v, %v; want no programs and %v", programs, err, tc.want)
 				}
 				return
 			}
-			if err != nil || len(coll.Programs) != len(hooks.Programs) {
-				t.Errorf("got %v, %v; want %d programs", coll, err, len(hooks.Programs))
+			if err != nil || len(programs) != len(parts.hooks.Programs) {
+				t.Errorf("got %v, %v; want %d programs", programs, err, len(parts.hooks.Programs))
 			}
 			if !errors.Is(noTypes, tc.first) {
 				t.Errorf("types are missing for %v, want %v", noTypes, tc.first)
@@ -494,21 +498,15 @@ func TestPacketPathIsLoadedOnRequest(t *testing.T) {
 // TestPacketPathThatTheKernelRefuses takes a helper from its programs' sight that
 // no kernel gives them.
 func TestPacketPathThatTheKernelRefuses(t *testing.T) {
-	hooks, root := hooksOf(t)
-	spec, _, err := buildSpec(Config{Root: root, Sizes: small})
-	fatal(t, err)
-	packets := split(spec).packets
-	for _, prog := range packets.Programs {
+	parts, opened := partsOf(t)
+	for _, prog := range parts.packets.Programs {
 		for i, ins := range prog.Instructions {
 			if ins.IsBuiltinCall() && ins.Constant == int64(asm.FnFibLookup) {
 				prog.Instructions[i].Constant = int64(asm.FnSetRetval)
 			}
 		}
 	}
-	coll, err := loadPinned(hooks, root, nil)
-	fatal(t, err)
-	defer coll.Close()
-	programs, err := loadMore(packets, root)
+	programs, err := loadPrograms(parts.packets, opened, nil)
 	if err == nil || len(programs) > 0 {
 		t.Fatalf("%d programs are loaded", len(programs))
 	}

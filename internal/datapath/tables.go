@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"unsafe"
 
@@ -25,6 +24,7 @@ type Tables struct {
 	maps     map[string]*ebpf.Map
 	services []byte // mapped, one bpfService for each service ID
 	slots    []byte // mapped, one bpfSlot for each slot
+	had      []byte // mapped, the generations of each service ID
 	writes   map[string]*atomic.Uint64
 
 	// For writers; nil in a View.
@@ -48,19 +48,18 @@ var sizeFlags = map[string]string{
 	bpfMapNames:        "; raise --max-services",
 }
 
-// newTables maps services and slots into memory. The maps stay the caller's.
+// newTables maps services, slots and generations into memory. The maps stay the caller's.
 func newTables(maps map[string]*ebpf.Map, prot int) (*Tables, error) {
 	t := &Tables{maps: maps, writes: make(map[string]*atomic.Uint64, len(tableNames))}
 	for _, name := range tableNames {
 		t.writes[name] = new(atomic.Uint64)
 	}
 	var err error
-	if t.services, err = mapMemory(maps[bpfMapServices], prot); err != nil {
-		return nil, err
-	}
-	if t.slots, err = mapMemory(maps[bpfMapSlots], prot); err != nil {
-		t.unmap()
-		return nil, err
+	for name, mem := range map[string]*[]byte{bpfMapServices: &t.services, bpfMapSlots: &t.slots, mapGenerations: &t.had} {
+		if *mem, err = mapMemory(maps[name], prot); err != nil {
+			t.unmap()
+			return nil, err
+		}
 	}
 	return t, nil
 }
@@ -77,13 +76,13 @@ func mapMemory(m *ebpf.Map, prot int) ([]byte, error) {
 
 // unmap gives back the mapped memory; the Tables must not be used afterwards.
 func (t *Tables) unmap() {
-	for _, mem := range [][]byte{t.services, t.slots, t.gateMem} {
+	for _, mem := range [][]byte{t.services, t.slots, t.had, t.gateMem} {
 		if mem != nil {
 			// Fails only for memory that is not mapped.
 			_ = unix.Munmap(mem)
 		}
 	}
-	t.services, t.slots, t.gateMem = nil, nil, nil
+	t.services, t.slots, t.had, t.gateMem = nil, nil, nil, nil
 }
 
 // openForWriting adds what only a writer has.
@@ -131,9 +130,11 @@ func (t *Tables) Writes() map[string]uint64 {
 	return out
 }
 
-// Limits returns how many service IDs (ID 0 included) and slots there are.
+// Limits returns how many service IDs (ID 0 included) and slots there are. State and
+// tables may have been made with different sizes.
 func (t *Tables) Limits() (services, slots int) {
-	return int(t.maps[bpfMapServices].MaxEntries()), int(t.maps[bpfMapSlots].MaxEntries())
+	ids := min(t.maps[bpfMapServices].MaxEntries(), t.maps[bpfMapNames].MaxEntries(), t.maps[mapGenerations].MaxEntries())
+	return int(ids), int(t.maps[bpfMapSlots].MaxEntries())
 }
 
 // SetFrontend inserts or replaces a row. A reader finds the old row or the new one
@@ -185,6 +186,12 @@ func (t *Tables) service(id lb.ServiceID) (*bpfService, error) {
 	return (*bpfService)(unsafe.Pointer(&t.services[int(id)*size])), nil
 }
 
+// generations returns those of a service, whose ID is within the limits.
+func (t *Tables) generations(id lb.ServiceID) *generations {
+	const size = int(unsafe.Sizeof(generations{}))
+	return (*generations)(unsafe.Pointer(&t.had[int(id)*size]))
+}
+
 // SetRange stores the range of one side of a service in one atomic step, after
 // everything SetSlots has written before.
 func (t *Tables) SetRange(id lb.ServiceID, side lb.Side, r lb.Range) error {
@@ -195,6 +202,8 @@ func (t *Tables) SetRange(id lb.ServiceID, side lb.Side, r lb.Range) error {
 	if side >= lb.Sides {
 		return fmt.Errorf("range of service ID %d: there is no %v", id, side)
 	}
+	// First, so that no other tables give the same generation to another range.
+	atomic.StoreUint32(&t.generations(id)[side], r.Generation)
 	atomic.StoreUint64(&s.Range[side], encodeRange(r))
 	t.writes[bpfMapServices].Add(1)
 	return nil
@@ -413,7 +422,9 @@ func (t *Tables) remove(table string, subject, key any) (removed bool, err error
 }
 
 // Load reads all rows. Slots are read where a service's ranges lead, services
-// where a name does or a word is not zero. It can be called while another
+// where a name does or a word is not zero, or where one was not zero in these or
+// earlier tables: a range has at least the generation that a range of its service and
+// side has had last. It can be called while another
 // process writes; rows may then be from before or after. In the process that
 // writes it also repairs what is derived from rows, unless one is written
 // meanwhile.
@@ -455,10 +466,15 @@ func (t *Tables) loadServices(out lb.Tables) error {
 		for side := range s.Range {
 			s.Range[side] = atomic.LoadUint64(&mapped.Range[side])
 		}
-		if _, named := out.Names[id]; s == (bpfService{}) && !named {
+		row := decodeService(s)
+		for side := range row.Sides {
+			if had := atomic.LoadUint32(&t.generations(id)[side]); had != 0 {
+				row.Sides[side].Generation = had
+			}
+		}
+		if _, named := out.Names[id]; s == (bpfService{}) && row == (lb.ServiceRow{}) && !named {
 			continue
 		}
-		row := decodeService(s)
 		out.Services[id] = row
 		for _, r := range row.Sides {
 			t.loadSlots(out.Slots, r)
@@ -502,5 +518,3 @@ func each[K, V any](m *ebpf.Map, f func(*K, *V)) error {
 		}
 	}
 }
-
-func mapPath(root, name string) string { return filepath.Join(versionDir(root), "maps", name) }

@@ -50,18 +50,13 @@ func whyNothing(root string) string {
 	return versionName(last) + " is: it belongs to " + age + " fairlead"
 }
 
-// RemoveOtherLinks detaches and unpins the links of every version but this one,
-// older or newer, and returns their pins in the order they went. Until then their
-// programs run before or after ours, with tables that nobody writes: the caller
-// holds the lock on root, so no other agent is alive. Maps stay, for a version
-// that is gone back to. A link that cannot be removed is in the error and does not
-// keep the others.
-func RemoveOtherLinks(root string) (removed []string, err error) {
+// OtherLinks returns the pins of the links that all versions but this one, older or
+// newer, have on hooks: those that translate before those that translate back.
+func OtherLinks(root string) (pins []string, err error) {
 	versions, err := otherVersions(root)
 	if err != nil {
 		return nil, err
 	}
-	var pins []string
 	var errs []error
 	for _, v := range versions {
 		dir := filepath.Join(root, versionName(v), "links")
@@ -76,6 +71,17 @@ func RemoveOtherLinks(root string) (removed []string, err error) {
 	// What has been translated must be translated back as long as anybody
 	// translates.
 	slices.SortStableFunc(pins, func(a, b string) int { return cmp.Compare(detachPhase(a), detachPhase(b)) })
+	return pins, errors.Join(errs...)
+}
+
+// RemoveOtherLinks detaches and unpins what OtherLinks returns, and returns the pins
+// in the order they went. Until then their programs run before or after ours, with
+// tables that nobody writes: the caller holds the lock on root, so no other agent is
+// alive. Maps stay, for a version that is gone back to. A link that cannot be removed
+// is in the error and does not keep the others.
+func RemoveOtherLinks(root string) (removed []string, err error) {
+	pins, err := OtherLinks(root)
+	errs := []error{err}
 	for _, pin := range pins {
 		if err := removeLink(pin); err != nil {
 			errs = append(errs, fmt.Errorf("remove link of another version: %w", err))

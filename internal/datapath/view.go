@@ -23,7 +23,7 @@ type View struct{ *Tables }
 // OpenView opens what is pinned below root for reading. The error wraps
 // ErrNoDatapath when there is nothing. The caller closes the View.
 func OpenView(root string) (*View, error) {
-	spec, err := loadBpf()
+	spec, err := loadSpec()
 	if err != nil {
 		return nil, err
 	}
@@ -34,8 +34,8 @@ func OpenView(root string) (*View, error) {
 		}
 		// The kernel maps an array into memory only through a descriptor that
 		// could write; newTables asks for memory that can be read alone.
-		mapped := name == bpfMapServices || name == bpfMapSlots
-		m, err := ebpf.LoadPinnedMap(mapPath(root, name), &ebpf.LoadPinOptions{ReadOnly: !mapped})
+		mapped := name == bpfMapServices || name == bpfMapSlots || name == mapGenerations
+		m, err := ebpf.LoadPinnedMap(MapPath(root, name), &ebpf.LoadPinOptions{ReadOnly: !mapped})
 		if err != nil {
 			closeMaps(maps)
 			if errors.Is(err, fs.ErrNotExist) {

@@ -5,6 +5,7 @@ package reconciler_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -769,5 +770,70 @@ func BenchmarkRepairOf10000UnchangedServices(b *testing.B) {
 		if res := rec.ApplyAll(all); res.Writes > 0 {
 			b.Fatal(res)
 		}
+	}
+}
+
+// otherTables leaves of the kernel's tables what tables of another layout share with
+// them: names and the generations that ranges have had.
+func (w *world) otherTables() {
+	k := newFake(w.tb, w.kernel.limits)
+	k.wanted, k.names, k.remembered = []lb.Delta{{}}, w.kernel.names, w.kernel.remembered
+	for id, row := range w.kernel.rows {
+		var left lb.ServiceRow
+		for side, r := range row.Sides {
+			left.Sides[side].Generation = r.Generation
+		}
+		k.rows[id] = left
+	}
+	w.kernel = k
+	w.rec = reconciler.New(k, k.limits)
+	w.rec.Adopt(k.load())
+}
+
+func TestOtherTablesHaveTheSameIDsAndLaterGenerations(t *testing.T) {
+	w := smallWorld(t, reconciler.Limits{Services: 8, Slots: 64})
+	for i, name := range []string{"a", "b", "c", "d"} {
+		w.store.SetService(svcWith(name, fmt.Sprint("10.96.0.", i+1), lb.UDP, 80))
+		w.store.SetSlice(sliceOf(name, lb.UDP, byte(i+1), byte(i+2)))
+	}
+	w.apply()
+	w.store.DeleteService(lb.Name{Namespace: "ns", Name: "b"})
+	w.apply()
+	names, rows := maps.Clone(w.kernel.names), maps.Clone(w.kernel.rows)
+
+	w.store.DeleteService(lb.Name{Namespace: "ns", Name: "c"})
+	w.store.SetService(svcWith("e", "10.96.0.5", lb.UDP, 80))
+	w.store.SetSlice(sliceOf("e", lb.UDP, 9))
+	w.otherTables()
+	w.applyAll()
+	w.settled()
+	for id, name := range names {
+		if now, ok := w.kernel.names[id]; ok && now != name {
+			t.Errorf("ID %d was %v and is %v now", id, name, now)
+		}
+	}
+	for id, name := range w.kernel.names {
+		old, known := rows[id]
+		if _, named := names[id]; known && !named {
+			t.Errorf("%v has got ID %d, which sockets may remember", name, id)
+		}
+		for side, r := range w.kernel.rows[id].Sides {
+			if known && r.Generation <= old.Sides[side].Generation {
+				t.Errorf("%v: generation %d after %d", name, r.Generation, old.Sides[side].Generation)
+			}
+		}
+	}
+	if len(w.kernel.names) != 3 {
+		t.Errorf("names are %v, want those of a, d and e", w.kernel.names)
+	}
+
+	// Nobody remembers the IDs of b and c, so that all there are can be had.
+	clear(w.kernel.remembered)
+	w.rec.FreeIDs(w.kernel.remember)
+	for i := range 4 {
+		w.store.SetService(svcWith(fmt.Sprint("more", i), fmt.Sprint("10.96.1.", i), lb.UDP, 80))
+	}
+	if r := w.apply(); len(r.Failed) > 0 {
+		t.Errorf("%d services have no ID", len(r.Failed))
 	}
 }

@@ -377,7 +377,7 @@ func saysOnce(t *testing.T, logs func() string, want string) {
 // pinnedMap opens a map of the agent.
 func (c *cluster) pinnedMap(name string) *ebpf.Map {
 	c.t.Helper()
-	m, err := ebpf.LoadPinnedMap(filepath.Join(c.bpfRoot, fmt.Sprintf("v%d", datapath.ABI), "maps", name), nil)
+	m, err := ebpf.LoadPinnedMap(datapath.MapPath(c.bpfRoot, name), nil)
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -524,20 +524,28 @@ func TestDevicesAreTakenOverFromOtherVersions(t *testing.T) {
 	defer old.Close()
 	agent := c.start()
 	c.hasPrograms("up0", true, soon)
-	testutil.Eventually(t, 10*time.Second, "the other version's program is gone", func() error {
-		info, err := old.Info()
-		if err != nil {
-			return err
+	ours := filepath.Join(datapath.DevicesPath(c.bpfRoot), filepath.Base(pin))
+	testutil.Eventually(t, 10*time.Second, "the other version's pin is ours", func() error {
+		if _, err := os.Stat(pin); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("it is still there: %w", err)
 		}
-		if info.TCX().Ifindex != 0 {
-			return errNotYet
+		_, err := os.Stat(ours)
+		return err
+	})
+	info, err := old.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.hasPrograms("up0", true, soon)[ebpf.AttachTCXIngress]; got != info.ID || info.TCX().Ifindex != uint32(index) {
+		t.Errorf("our program is on link %d, want %d, as it was on device %d", got, info.ID, index)
+	}
+	says(t, agent.Logs, "programs are on devices")
+	testutil.Eventually(t, 10*time.Second, "the other version's directory is gone", func() error {
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s: %w", dir, err)
 		}
 		return nil
 	})
-	says(t, agent.Logs, "took devices over from another version")
-	if _, err := os.Stat(pin); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("its pin: %v", err)
-	}
 }
 
 func TestWhatKeepsThePacketPathFromWorkingIsSaidOnce(t *testing.T) {

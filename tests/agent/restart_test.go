@@ -238,7 +238,7 @@ func TestOtherVersionsAreTakenOverAndCanBeGoneBackTo(t *testing.T) {
 			return errors.New("not yet")
 		}
 		if synced := strings.Index(log, "synced"); synced < 0 || took < synced {
-			t.Fatalf("the other versions were removed before all was in our tables:\n%s", log)
+			t.Fatalf("the other versions were taken over before all was in our tables:\n%s", log)
 		}
 		return nil
 	})

@@ -299,6 +299,7 @@ func TestCleanupRemovesEverything(t *testing.T) {
 		`v\d+: detached connect4, connect6, getpeername4, getpeername6, recvmsg4, recvmsg6, sendmsg4\n`,
 		`v\d+: removed maps .*frontends, .*services, `,
 		`v77: detached sendmsg6\n`,
+		`state\d+: removed maps .*flows, .*names, `,
 	} {
 		if !regexp.MustCompile(want).MatchString(stdout) {
 			t.Errorf("no match for %q in\n%s", want, stdout)

@@ -9,9 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -59,7 +57,7 @@ func newHostile(t testing.TB) *hostile {
 		h.places = append(h.places, in(name), local(name), out(name, "eth1"))
 	}
 	var err error
-	h.fragments, err = ebpf.LoadPinnedMap(filepath.Join(h.root, "v"+strconv.Itoa(datapath.ABI), "maps", "fragments"), nil)
+	h.fragments, err = ebpf.LoadPinnedMap(datapath.MapPath(h.root, "fragments"), nil)
 	must(t, err)
 	t.Cleanup(func() { must(t, h.fragments.Close()) })
 	for _, a := range []addrs{

@@ -8,8 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"strconv"
 	"testing"
 	"time"
 
@@ -200,7 +198,7 @@ func (w *world) open(t testing.TB, change func(*datapath.Config)) {
 	t.Cleanup(func() { must(t, d.Close()) })
 	must(t, d.NoPacketPath)
 	w.datapath = d
-	w.flows, err = ebpf.LoadPinnedMap(filepath.Join(w.root, "v"+strconv.Itoa(datapath.ABI), "maps", "flows"), nil)
+	w.flows, err = ebpf.LoadPinnedMap(datapath.MapPath(w.root, "flows"), nil)
 	must(t, err)
 	t.Cleanup(func() { must(t, w.flows.Close()) })
 	w.fill(t)

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -377,8 +376,7 @@ func (w *world) packetPath(t *testing.T) packetPath {
 		if name[0] == '.' {
 			continue
 		}
-		pins := filepath.Join(filepath.Dir(datapath.LinkPath(w.root, "")), "maps")
-		if pinned[name], err = ebpf.LoadPinnedMap(filepath.Join(pins, name), nil); err != nil {
+		if pinned[name], err = ebpf.LoadPinnedMap(datapath.MapPath(w.root, name), nil); err != nil {
 			t.Fatal(err)
 		}
 		defer pinned[name].Close()
