@@ -63,7 +63,26 @@ type Change struct {
 // fail for the same common reason (the module is not loaded, /proc/sys is
 // read-only, the namespace may not) are one problem, which says what to do.
 func Apply(s Settings, cores int) (changes []Change, problems []error) {
-	return apply("/proc/sys", s, cores)
+	return apply(writable("/proc/sys", "/proc/1/root/proc/sys"), s, cores)
+}
+
+// writable returns own, the directory of settings, unless it is read-only, as it is
+// in containers that are not privileged, and node is not: the same one where PID 1
+// has it. Whichever it is, settings of a network namespace are those of the caller's.
+func writable(own, node string) string {
+	if readOnly, err := isReadOnly(own); err != nil || !readOnly {
+		return own
+	}
+	if readOnly, err := isReadOnly(node); err != nil || readOnly {
+		return own
+	}
+	return node
+}
+
+func isReadOnly(dir string) (bool, error) {
+	var fs unix.Statfs_t
+	err := unix.Statfs(dir, &fs)
+	return fs.Flags&unix.ST_RDONLY != 0, err
 }
 
 // cause is why settings of the kernel cannot be written, and what helps.
@@ -75,7 +94,7 @@ type cause struct {
 // causes are those that concern more than one setting.
 var causes = []cause{
 	{fs.ErrNotExist, "nf_conntrack is not loaded, or this kernel does not have them: modprobe nf_conntrack on the node"},
-	{unix.EROFS, "/proc/sys is read-only here: make the container privileged, or set them on the node with sysctl -w"},
+	{unix.EROFS, "/proc/sys is read-only here: the container needs hostPID and CAP_SYS_PTRACE to reach the node's, or set them there with sysctl -w"},
 	{fs.ErrPermission, "a node that is itself a container cannot: set them on its host with sysctl -w; " +
 		"conntrack.maxPerCore 0 leaves the limit as it is"},
 }

@@ -248,13 +248,25 @@ func TestReadOnlySettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	changes, problems := apply(sys, kubeProxys, 4)
-	wantOne(t, problems, unix.EROFS, prefix+"max=131072 "+prefix+"tcp_timeout_established=86400: ", "privileged", "sysctl -w")
+	wantOne(t, problems, unix.EROFS, prefix+"max=131072 "+prefix+"tcp_timeout_established=86400: ", "CAP_SYS_PTRACE", "sysctl -w")
 	if len(changes) != 0 {
 		t.Errorf("changes are %v", changes)
 	}
 	// That nothing is wrong also shows that nothing is written.
 	if changes, problems := apply(sys, Settings{TCPCloseWaitTimeout: time.Hour}, 4); changes != nil || problems != nil {
 		t.Errorf("what is already so: changes %v, problems %q", changes, problems)
+	}
+	node := tree(t, kernelDefaults())
+	if got := writable(sys, node); got != node {
+		t.Errorf("settings are written to %s, want %s, the node's, since ours are read-only", got, node)
+	}
+	for _, other := range []string{sys, filepath.Join(node, "missing")} {
+		if got := writable(sys, other); got != sys {
+			t.Errorf("settings are written to %s where the node's cannot be: want %s", got, sys)
+		}
+	}
+	if got := writable(node, sys); got != node {
+		t.Errorf("settings are written to %s, want %s, which is ours", got, node)
 	}
 }
 
