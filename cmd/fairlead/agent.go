@@ -24,6 +24,7 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/config"
 	"github.com/fairlead-lb/fairlead/internal/datapath"
 	"github.com/fairlead-lb/fairlead/internal/logfield"
+	"github.com/fairlead-lb/fairlead/internal/privileges"
 	"github.com/fairlead-lb/fairlead/internal/reflector"
 )
 
@@ -95,12 +96,15 @@ func runAgent(cmd *cobra.Command, f agentFlags) error {
 	if err := f.check(); err != nil {
 		return err
 	}
+	if err := f.dropPrivileges(cmd.Flags().Changed); err != nil {
+		return err
+	}
 	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	for {
 		again, err := runConfigured(ctx, cmd.Flags().Changed, f)
 		if !again {
-			return err
+			return explainDenied(err)
 		}
 	}
 }
@@ -119,6 +123,9 @@ func runConfigured(ctx context.Context, given func(flag string) bool, f agentFla
 	}
 	s, err := f.settings(given)
 	if err != nil {
+		return false, err
+	}
+	if s.agent.Lacks, err = privileges.Missing(); err != nil {
 		return false, err
 	}
 	log, err := newLogger(s.logLevel, s.logFormat)

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"go.uber.org/zap"
@@ -207,9 +206,4 @@ func (f agentFlags) connect(s *settings, log *zap.Logger) error {
 	s.agent.Recorder = reflector.NoRecorder()
 	s.agent.Source, err = reflector.NewFile(dir, options, log)
 	return err
-}
-
-// setOOMScore says how soon the kernel may kill this process when memory is short.
-func setOOMScore(score int) error {
-	return os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(score)), 0)
 }

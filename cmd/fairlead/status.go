@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fairlead-lb/fairlead/internal/agent"
 	"github.com/fairlead-lb/fairlead/internal/attach"
 	"github.com/fairlead-lb/fairlead/internal/datapath"
 	"github.com/fairlead-lb/fairlead/internal/inspect"
@@ -37,7 +38,8 @@ the kernel knows.
 
 A cgroup that is not the node's root is told but no failure, since an agent
 attaches to one only when --cgroup-root says so. Services with a problem are
-counted but no failure: see fairlead inspect services. Maps that another version
+counted but no failure: see fairlead inspect services. Capabilities that the
+agent does without are told but no failure. Maps that another version
 of Fairlead has left are told but no failure, unless its programs are attached.`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -78,7 +80,10 @@ type statusReport struct {
 	LastSync *time.Time   `json:"lastSync"`
 	Services serviceCount `json:"services"`
 	Packets  packetStatus `json:"packetPath"`
-	Kernel   kernelStatus `json:"kernel"`
+	// Lacks are the capabilities that the running agent could use and does not
+	// have; null when it does not say.
+	Lacks  []agent.Lack `json:"lacks"`
+	Kernel kernelStatus `json:"kernel"`
 	// OtherVersions have left something below the same root; never null.
 	OtherVersions []versionStatus `json:"otherVersions"`
 }
@@ -144,6 +149,7 @@ func readStatus(ctx context.Context, bpfRoot, cgroupRoot string) (statusReport, 
 	if report.Packets, err = readPackets(ctx, view, bpfRoot, running); err != nil {
 		return report, err
 	}
+	report.Lacks = readLacks(ctx, bpfRoot, running)
 	for _, s := range attach.Check(func(hook string) string { return datapath.LinkPath(bpfRoot, hook) }) {
 		hook := hookStatus{Name: s.Hook, Attached: s.Err == nil, CgroupID: s.CgroupID}
 		if s.Err != nil {
@@ -291,11 +297,11 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 	if problems := r.hookProblems(); len(problems) > 0 {
 		hooks += "; " + strings.Join(problems, "; ")
 	}
-	agent := fmt.Sprintf("version %s, pid %d, started %s", r.Agent.Version, r.Agent.PID, ago(r.Agent.Started, now))
+	served := fmt.Sprintf("version %s, pid %d, started %s", r.Agent.Version, r.Agent.PID, ago(r.Agent.Started, now))
 	if r.Agent.Running {
-		agent = "running, " + agent
+		served = "running, " + served
 	} else {
-		agent = "not running; the last one: " + agent
+		served = "not running; the last one: " + served
 	}
 	services := fmt.Sprintf("%d programmed", r.Services.Programmed)
 	if r.Services.Problems > 0 {
@@ -304,7 +310,7 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 	lines := [][2]string{
 		{"hooks", hooks},
 		{"cgroup", r.Cgroup.String()},
-		{"agent", agent},
+		{"agent", served},
 		{"last sync", ago(r.LastSync, now)},
 		{"services", services},
 	}
@@ -313,8 +319,11 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 	}
 	lines = append(lines, [][2]string{
 		{"kernel", "Linux " + r.Kernel.Release},
-		{"", "stale UDP sockets: " + r.Kernel.endsSockets()},
+		{"", "stale UDP sockets: " + r.endsSockets()},
 	}...)
+	for _, l := range r.Lacks {
+		lines = append(lines, [2]string{"without", l.Capability + ": " + l.Without})
+	}
 	other := r.elsewhere()
 	for i, v := range r.OtherVersions {
 		text := v.String()

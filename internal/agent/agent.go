@@ -23,6 +23,7 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/lb"
 	"github.com/fairlead-lb/fairlead/internal/logfield"
 	"github.com/fairlead-lb/fairlead/internal/metrics"
+	"github.com/fairlead-lb/fairlead/internal/privileges"
 	"github.com/fairlead-lb/fairlead/internal/reconciler"
 	"github.com/fairlead-lb/fairlead/internal/reflector"
 	"github.com/fairlead-lb/fairlead/internal/sockets"
@@ -73,6 +74,8 @@ type Config struct {
 	Packets Packets
 	// Conntrack is what the kernel's connection tracking is set to.
 	Conntrack conntrack.Settings
+	// Lacks are the capabilities that the process does not have and could use.
+	Lacks []privileges.Capability
 	// StuckAfter is how long a change may wait before the node counts as
 	// unhealthy: kube-proxy's two sync periods. 0 for a minute.
 	StuckAfter time.Duration
@@ -96,6 +99,7 @@ type agent struct {
 	state      datapath.AgentState
 
 	root         string // where the datapath is pinned
+	lacks        []Lack
 	nodeOptional bool
 	nodeAddress  netip.Addr
 	ports        *health.Servers // of health check node ports
@@ -162,6 +166,7 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 		return err
 	}
 	explainDatapath(dp, log)
+	explainLacks(cfg.Lacks, log)
 	ctx, stop := context.WithCancel(ctx)
 	a := newAgent(ctx, dp, cfg, log)
 	defer func() {
@@ -310,6 +315,10 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		case <-ctx.Done():
 		}
 	})
+	a.lacks = lacksOf(cfg.Lacks)
+	if cannotEnter(cfg.Lacks) {
+		a.ender.StayOut()
+	}
 	a.sweeper = flows.NewSweeper(dp.Tables, cfg.Packets.Timeouts, func(r flows.Report) {
 		select {
 		case a.sweepings <- r:

@@ -94,6 +94,7 @@ func (a *agent) listenForQuestions(ctx context.Context, path string) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /explain", a.answerExplain)
 	mux.HandleFunc("GET /packets", a.answerPackets)
+	mux.HandleFunc("GET /lacks", a.answerLacks)
 	log := a.log.With(logfield.Socket(path))
 	failing := false
 	for {

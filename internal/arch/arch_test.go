@@ -38,6 +38,7 @@ var ours = map[string][]string{
 	"internal/inspect":    {"internal/lb", "internal/datapath"},
 	"internal/health":     {"internal/lb", "internal/logfield"},
 	"internal/metrics":    {"internal/lb", "internal/logfield"},
+	"internal/privileges": {},
 	"internal/sandbox":    {},
 	"internal/agent":      {all},
 	"cmd/fairlead":        {all},

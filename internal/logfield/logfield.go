@@ -32,6 +32,9 @@ func Server(url string) zap.Field { return zap.String("server", url) }
 // Address is a host and port we listen on or dial.
 func Address(s string) zap.Field { return zap.String("address", s) }
 
+// Capability is one of capabilities(7).
+func Capability(name string) zap.Field { return zap.String("capability", name) }
+
 // Reason says in words why something is as it is.
 func Reason(s string) zap.Field { return zap.String("reason", s) }
 

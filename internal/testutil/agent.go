@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -76,6 +77,9 @@ type AgentOptions struct {
 	Kubeconfig string
 	NodeName   string   // "node" when empty
 	ExtraArgs  []string // come last and so win
+	// Through is a command that executes the program it is given with its
+	// arguments; empty for none.
+	Through []string
 	// Unready starts the agent without waiting until it is ready.
 	Unready bool
 }
@@ -102,7 +106,8 @@ func StartAgent(t testing.TB, options AgentOptions) *Agent {
 	RequireRoot(t)
 	a := &Agent{netns: options.Netns, log: &LogBuffer{}, done: make(chan struct{})}
 	// Not t.Context, which ends before the cleanup that ends the agent.
-	a.cmd = a.netns.Command(context.Background(), BuildBinary(t), options.args()...)
+	line := slices.Concat(options.Through, []string{BuildBinary(t)}, options.args())
+	a.cmd = a.netns.Command(context.Background(), line[0], line[1:]...)
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
 	if err := a.cmd.Start(); err != nil {
 		t.Fatalf("start agent: %v", err)
@@ -181,6 +186,10 @@ func (a *Agent) Get(addr, path string) (string, error) {
 
 // Kill sends the agent a signal, without waiting for what it does about it.
 func (a *Agent) Kill(signal os.Signal) error { return a.cmd.Process.Signal(signal) }
+
+// PID returns the process that was started: the agent, unless it was started through
+// another command.
+func (a *Agent) PID() int { return a.cmd.Process.Pid }
 
 // Wait waits until the agent has ended and returns what exec.Cmd.Wait would.
 func (a *Agent) Wait() error {
