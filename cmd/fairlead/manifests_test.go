@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -19,6 +20,8 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/fairlead-lb/fairlead/internal/privileges"
 )
 
 const manifestDir = "../../manifests"
@@ -137,6 +140,14 @@ func TestManifestsStartTheAgentAsItIs(t *testing.T) {
 		t.Errorf("the agent pins at %s, and %s is mounted", root, mount.MountPath)
 	}
 	m.value(t, "NODE_NAME")
+	for name, addr := range map[string]string{
+		"default": newAgentCommand().Flag("metrics-bind-address").Value.String(),
+		"here":    cmd.Flag("metrics-bind-address").Value.String(),
+	} {
+		if ap, err := netip.ParseAddrPort(addr); err != nil || !ap.Addr().IsLoopback() {
+			t.Errorf("metrics are served at %s (%s), where others can ask", addr, name)
+		}
+	}
 }
 
 // value returns what the container finds in an environment variable, "" for a
@@ -158,6 +169,17 @@ func (m *manifests) value(t *testing.T, name string) string {
 		t.Errorf("%s comes from key %s of ConfigMap %s, which is not there", name, ref.Key, ref.Name)
 	}
 	return value
+}
+
+// wantedCapabilities are those whose want is told, spelled as the API does.
+func wantedCapabilities() []corev1.Capability {
+	var names []corev1.Capability
+	for _, c := range privileges.Needed() {
+		if c.Required || c.Without != "" {
+			names = append(names, corev1.Capability(strings.TrimPrefix(c.Name, "CAP_")))
+		}
+	}
+	return names
 }
 
 func TestManifestsFitTogether(t *testing.T) {
@@ -188,6 +210,22 @@ func TestManifestsFitTogether(t *testing.T) {
 
 func TestManifestsGiveLeastRights(t *testing.T) {
 	m := readManifests(t)
+	no, yes, root := false, true, int64(0)
+	// tests/agent shows that the agent works with these.
+	context := &corev1.SecurityContext{
+		RunAsUser: &root, RunAsGroup: &root,
+		Privileged: &no, AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
+		Capabilities:    &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: wantedCapabilities()},
+		SeccompProfile:  &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		AppArmorProfile: &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeUnconfined},
+		SELinuxOptions:  &corev1.SELinuxOptions{Type: "spc_t"},
+	}
+	if diff := cmp.Diff(context, m.container().SecurityContext); diff != "" {
+		t.Errorf("security context (-want +got):\n%s", diff)
+	}
+	if m.account.AutomountServiceAccountToken == nil || *m.account.AutomountServiceAccountToken {
+		t.Error("every pod that names the account gets its token")
+	}
 	want := []rbacv1.PolicyRule{
 		{APIGroups: []string{""}, Resources: []string{"services", "nodes"}, Verbs: []string{"list", "watch"}},
 		{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"list", "watch"}},
