@@ -36,16 +36,24 @@ fmt: ## format Go and C
 	find bpf -name '*.[ch]' -exec clang-format-19 --style=file --fallback-style=none -i {} +
 
 .PHONY: lint
-lint: ## go vet, staticcheck, licence headers
+lint: ## go vet, staticcheck, known vulnerabilities, licences of what is linked, licence headers
 	go vet ./...
 	go tool -modfile=tests/tools/go.mod staticcheck ./...
+	scripts/vulncheck.sh
+	scripts/licences.sh
 	scripts/check-headers.sh
+
+.PHONY: licences
+licences: ## bin/THIRD_PARTY_LICENSES, to go with the program
+	mkdir -p bin
+	scripts/licences.sh -o bin/THIRD_PARTY_LICENSES
 
 .PHONY: test
 test: ## install what tests need, run all of them (root)
 	scripts/setup.sh
 	scripts/build-control-plane.sh
 	$(MAKE) test-unit
+	go test -C tests/tools -timeout 5m ./...
 	$(GO_TEST) -p 2 -timeout 10m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/vm$$')
 	$(MAKE) test-e2e
 	$(MAKE) test-vm
