@@ -39,6 +39,7 @@ var beside = []clusterTest{
 	{"dual-stack service is reached at both of its addresses", testDualStack},
 	{"API server is reached through its own service", testAPIServerService},
 	{"agent has the rights it needs and no more", testRights},
+	{"DaemonSet of the manifests is accepted", testManifestAccepted},
 	{"agent says that it starts", testEvents},
 	{"Local policies keep clients to this node's pods", testLocalPolicies},
 	{"trafficDistribution keeps traffic near", testTrafficDistribution},
