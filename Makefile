@@ -12,7 +12,15 @@ GO_TEST := $(STRICT) go test -count=1
 CONCURRENT := ./internal/agent/... ./internal/config/... ./internal/conntrack/... ./internal/health/... \
 	./internal/metrics/... ./internal/reflector/... ./internal/sockets/...
 
-MODULES := . tests/controlplane tests/parity tests/tools
+# What is built, wherever it is built.
+BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
+
+# Everything that the image says of itself and does not find in its binaries.
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+ARCHITECTURES := amd64 arm64
+
+MODULES := . build/image tests/controlplane tests/parity tests/tools
 
 .PHONY: help
 help: ## show this list
@@ -20,7 +28,15 @@ help: ## show this list
 
 .PHONY: build
 build: ## bin/fairlead
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)" -o bin/fairlead ./cmd/fairlead
+	$(BUILD) -o bin/fairlead ./cmd/fairlead
+
+.PHONY: image
+image: ## bin/image: OCI image for amd64 and arm64, as an archive too, and its SBOMs
+	for arch in $(ARCHITECTURES); do \
+		GOFLAGS= GOOS=linux GOARCH=$$arch GOAMD64=v1 GOARM64=v8.0 $(BUILD) -o bin/linux-$$arch/fairlead ./cmd/fairlead || exit 1; \
+	done
+	cd build/image && SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) go run -trimpath . -root ../.. -out ../../bin -version $(VERSION) -revision $(REVISION) \
+		$(foreach arch,$(ARCHITECTURES),$(arch)=../../bin/linux-$(arch)/fairlead)
 
 .PHONY: demo
 demo: build ## a Service with three pods on this machine, without a cluster (root)
@@ -38,6 +54,7 @@ fmt: ## format Go and C
 .PHONY: lint
 lint: ## go vet, staticcheck, known vulnerabilities, licences of what is linked, licence headers
 	go vet ./...
+	cd build/image && go vet ./...
 	go tool -modfile=tests/tools/go.mod staticcheck ./...
 	scripts/vulncheck.sh
 	scripts/licences.sh
@@ -55,6 +72,7 @@ test: ## install what tests need, run all of them (root)
 	$(MAKE) test-unit
 	go test -C tests/tools -timeout 5m ./...
 	$(GO_TEST) -p 2 -timeout 10m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/vm$$')
+	$(MAKE) test-image
 	$(MAKE) test-e2e
 	$(MAKE) test-vm
 	$(MAKE) test-parity
@@ -67,6 +85,10 @@ test-unit: ## control path, with the race detector
 .PHONY: test-parity
 test-parity: ## 200,000 random histories through kube-proxy's own code and ours
 	scripts/parity.sh
+
+.PHONY: test-image
+test-image: ## the image, built twice (root)
+	cd build/image && $(GO_TEST) -timeout 20m .
 
 .PHONY: test-e2e
 test-e2e: ## a real API server, real traffic (root)
