@@ -2,7 +2,8 @@
 // Copyright The Fairlead Authors
 
 // Package guest proves that a test machine is what the other tests believe it
-// to be. It runs inside the machines of tests/vm only.
+// to be, inside the machines of tests/vm only; and there and elsewhere that a kernel
+// is what docs/kernels.md says of it.
 package guest
 
 import (
