@@ -4,7 +4,6 @@
 package reflector
 
 import (
-	"context"
 	"sync"
 	"time"
 
@@ -27,9 +26,9 @@ type contact struct {
 }
 
 // outcome takes note of how a request ended: err is nil or why it failed.
-// Failures that are part of the protocol, or of our own stopping, are none.
-func (c *contact) outcome(ctx context.Context, err error) {
-	if ctx.Err() != nil || isProtocol(err) {
+// Failures that are part of the protocol are none.
+func (c *contact) outcome(err error) {
+	if isProtocol(err) {
 		return
 	}
 	c.mu.Lock()
@@ -44,6 +43,16 @@ func (c *contact) outcome(ctx context.Context, err error) {
 			logfield.Server(c.server), logfield.Resource(c.resource), logfield.Took(time.Since(c.since)))
 		c.since = time.Time{}
 	}
+}
+
+// away returns for how long the server has not answered, 0 when it does.
+func (c *contact) away() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.since.IsZero() {
+		return 0
+	}
+	return time.Since(c.since)
 }
 
 // isProtocol tells whether err is an answer that the Reflector deals with by

@@ -28,7 +28,7 @@ type digest interface {
 type serviceDigest struct{}
 
 func (serviceDigest) replaced(all []converted) Event {
-	return ServicesReplaced{setIn(all, func(e ServiceSet) lb.Service { return e.Service })}
+	return ServicesReplaced{Services: setIn(all, func(e ServiceSet) lb.Service { return e.Service })}
 }
 
 func (serviceDigest) set(c converted) Event { return c.event }
@@ -60,7 +60,7 @@ func (d *sliceDigest) replaced(all []converted) Event {
 		}
 	}
 	d.told = told
-	return SlicesReplaced{setIn(all, func(e SliceSet) lb.Slice { return e.Slice }), news}
+	return SlicesReplaced{Slices: setIn(all, func(e SliceSet) lb.Slice { return e.Slice }), Triggers: news}
 }
 
 func (d *sliceDigest) set(c converted) Event {

@@ -19,7 +19,11 @@ type Event interface{ isEvent() }
 
 // ServicesReplaced is a complete list: Services that are not in it are gone.
 // The first one says that the source has synced its Services.
-type ServicesReplaced struct{ Services []lb.Service }
+type ServicesReplaced struct {
+	Services []lb.Service
+	// Ticket is that of the last Refresh before the list was asked for.
+	Ticket uint64
+}
 
 // SlicesReplaced is a complete list: slices that are not in it are gone. The
 // first one says that the source has synced its EndpointSlices.
@@ -28,6 +32,8 @@ type SlicesReplaced struct {
 	// Triggers holds, by name of the slice, what Trigger is in SliceSet, for
 	// slices that have one which no event has told before. May be nil.
 	Triggers map[lb.Name]time.Time
+	// Ticket is as in ServicesReplaced.
+	Ticket uint64
 }
 
 // ServiceSet is a Service that is new or has changed.
@@ -92,6 +98,17 @@ func (Warning) isEvent()              {}
 type Source interface {
 	// Run sends events until ctx ends, then returns nil. It returns an error
 	// only when it cannot start: a missing directory, an API server that
-	// cannot be reached or refuses us. Later failures are retried for ever.
+	// refuses us. It may be called again then. An API server that does not answer
+	// is waited for, and later failures are retried for ever.
 	Run(ctx context.Context, events chan<- Event) error
+}
+
+// Refresher is a Source that can be asked to look again.
+type Refresher interface {
+	// Refresh makes the source send all Services and all EndpointSlices anew, as
+	// they are now and not as some cache has them. The lists have the ticket that is
+	// returned, or that of a later Refresh. They may be long in coming: what cannot
+	// be reached is tried again and again. Refresh does not block and may be called
+	// from any goroutine.
+	Refresh() (ticket uint64)
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -34,6 +35,9 @@ const (
 	// the one watched. A watch does not tell when the path starts to lead to
 	// another directory (git-sync), or to lead to one again.
 	lookEvery = time.Second
+	// againAfter is the pause before the files are read again when that is asked
+	// for: whoever replaces all of them takes a moment.
+	againAfter = 2 * time.Second
 )
 
 // files is the source that reads manifests in a directory.
@@ -53,6 +57,11 @@ type files struct {
 	said     []Warning // warnings that were sent and are still true
 	synced   bool      // something was sent
 	troubled bool      // the directory could not be read when last tried
+
+	ticket  atomic.Uint64 // of the last Refresh
+	asked   chan struct{} // holds one while nobody has looked at the ticket
+	answers uint64        // the ticket of what is read from now on
+	told    uint64        // the ticket that was sent last
 }
 
 // version is what a file contained when it was read last.
@@ -78,7 +87,17 @@ func NewFile(dir string, o Options, log *zap.Logger) (Source, error) {
 	case !info.IsDir():
 		return nil, fmt.Errorf("%s is not a directory (--source file:DIR wants the directory that holds the manifests)", dir)
 	}
-	return &files{dir: dir, options: o, log: log, read: map[string]version{}, cidrs: newCIDRDigest()}, nil
+	return &files{dir: dir, options: o, log: log, read: map[string]version{}, cidrs: newCIDRDigest(), asked: make(chan struct{}, 1)}, nil
+}
+
+// Refresh implements Refresher.
+func (f *files) Refresh() (ticket uint64) {
+	ticket = f.ticket.Add(1)
+	select {
+	case f.asked <- struct{}{}:
+	default:
+	}
+	return ticket
 }
 
 // Run implements Source. It returns an error when the directory cannot be
@@ -95,6 +114,7 @@ func (f *files) Run(ctx context.Context, events chan<- Event) error {
 	defer look.Stop()
 	var due <-chan time.Time // when to read; nil while nothing has happened
 	var first time.Time      // when the first thing happened
+	var again <-chan time.Time
 	for {
 		changed, lost := f.notifications()
 		select {
@@ -106,6 +126,13 @@ func (f *files) Run(ctx context.Context, events chan<- Event) error {
 			continue
 		case <-look.C:
 			f.look(ctx, events)
+			continue
+		case <-f.asked:
+			again = time.After(againAfter)
+			continue
+		case <-again:
+			again, f.answers = nil, f.ticket.Load()
+			f.reload(ctx, events)
 			continue
 		case <-changed:
 		case <-lost: // some notifications, since too many came at once
@@ -279,7 +306,8 @@ func readRegular(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// sendNew sends what the files say together, and warnings not sent yet.
+// sendNew sends what the files say together, and warnings not sent yet. A ticket that
+// was not sent before is sent even if there is nothing new.
 func (f *files) sendNew(ctx context.Context, events chan<- Event, names []string) {
 	manifests := make([]manifest, 0, len(names))
 	for _, name := range names {
@@ -292,11 +320,11 @@ func (f *files) sendNew(ctx context.Context, events chan<- Event, names []string
 	f.said = warnings
 	// First, so that whoever waits for the lists has heard them.
 	send(ctx, events, news...)
-	all := ServicesReplaced{setIn(objects, func(e ServiceSet) lb.Service { return e.Service })}
+	all := ServicesReplaced{Services: setIn(objects, func(e ServiceSet) lb.Service { return e.Service })}
 	allSlices := SlicesReplaced{Slices: setIn(objects, func(e SliceSet) lb.Slice { return e.Slice })}
-	if !f.synced || !reflect.DeepEqual(all, f.services) || !reflect.DeepEqual(allSlices, f.slices) {
-		f.services, f.slices, f.synced = all, allSlices, true
-		send[Event](ctx, events, all, allSlices)
+	if !f.synced || f.answers != f.told || !reflect.DeepEqual(all, f.services) || !reflect.DeepEqual(allSlices, f.slices) {
+		f.services, f.slices, f.synced, f.told = all, allSlices, true, f.answers
+		send(ctx, events, answering(all, f.told), answering(allSlices, f.told))
 	}
 	for _, e := range []Event{f.node.replaced(objects), f.cidrs.replaced(objects)} {
 		if e != nil {

@@ -397,3 +397,19 @@ func TestFilesMayGiveOurNodeAndServiceCIDRs(t *testing.T) {
 	}
 	h.expect("cidrs:")
 }
+
+func TestRefreshReadsTheFilesAgain(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "a.yaml", serviceYAML("a", "10.0.0.1"))
+	source, err := NewFile(dir, Options{}, zaptest.NewLogger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := start(t, source)
+	h.first("services: default/a=10.0.0.1", "slices:")
+	ticket := source.(Refresher).Refresh()
+	services, slices := h.next().(ServicesReplaced), h.next().(SlicesReplaced)
+	if len(services.Services) != 1 || services.Ticket != ticket || slices.Ticket != ticket {
+		t.Errorf("%d Services with ticket %d, slices with %d, want 1 with %d", len(services.Services), services.Ticket, slices.Ticket, ticket)
+	}
+}

@@ -16,7 +16,6 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
@@ -58,6 +57,11 @@ type kubernetes struct {
 	resources []resource
 	// These are the constants askAgain and startTimeout, but in tests.
 	askAgain, answerWithin time.Duration
+	patience               patience
+
+	mu        sync.Mutex
+	ticket    uint64        // of the last Refresh
+	refreshed chan struct{} // closed by the next one
 }
 
 // resource is one kind of objects that is listed and watched.
@@ -106,28 +110,29 @@ func watching(server server, o KubernetesOptions) (*kubernetes, error) {
 	}
 	noHeadless := metav1.ListOptions{LabelSelector: "!" + corev1.IsHeadlessService}
 	ourNode := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", o.NodeName).String()}
-	return &kubernetes{options: o, server: server, askAgain: askAgain, answerWithin: startTimeout, resources: []resource{{
-		name:    "services",
-		example: &corev1.Service{},
-		client:  listWatch(core, "services", metav1.ListOptions{}),
-		digest:  serviceDigest{},
-	}, {
-		name:    "endpointslices.discovery.k8s.io",
-		example: &discoveryv1.EndpointSlice{},
-		client:  listWatch(discovery, "endpointslices", noHeadless),
-		digest:  newSliceDigest(time.Now()),
-	}, {
-		name:    "nodes",
-		example: &corev1.Node{},
-		client:  listWatch(core, "nodes", ourNode),
-		digest:  &nodeDigest{},
-	}, {
-		name:     "servicecidrs.networking.k8s.io",
-		example:  &networkingv1.ServiceCIDR{},
-		client:   listWatch(networking, "servicecidrs", metav1.ListOptions{}),
-		digest:   newCIDRDigest(),
-		optional: true,
-	}}}, nil
+	return &kubernetes{options: o, server: server, askAgain: askAgain, answerWithin: startTimeout,
+		patience: patience{answerWithin, silentFor, awayFor}, refreshed: make(chan struct{}), resources: []resource{{
+			name:    "services",
+			example: &corev1.Service{},
+			client:  listWatch(core, "services", metav1.ListOptions{}),
+			digest:  serviceDigest{},
+		}, {
+			name:    "endpointslices.discovery.k8s.io",
+			example: &discoveryv1.EndpointSlice{},
+			client:  listWatch(discovery, "endpointslices", noHeadless),
+			digest:  newSliceDigest(time.Now()),
+		}, {
+			name:    "nodes",
+			example: &corev1.Node{},
+			client:  listWatch(core, "nodes", ourNode),
+			digest:  &nodeDigest{},
+		}, {
+			name:     "servicecidrs.networking.k8s.io",
+			example:  &networkingv1.ServiceCIDR{},
+			client:   listWatch(networking, "servicecidrs", metav1.ListOptions{}),
+			digest:   newCIDRDigest(),
+			optional: true,
+		}}}, nil
 }
 
 // listWatch lists and watches what matches the selectors in all namespaces.
@@ -137,13 +142,9 @@ func listWatch(client rest.Interface, resource string, selectors metav1.ListOpti
 	})
 }
 
-// Run implements Source. It returns an error when the server cannot be reached
-// within startTimeout, or refuses us.
+// Run implements Source. It returns an error when the server refuses us.
 func (k *kubernetes) Run(ctx context.Context, events chan<- Event) error {
 	if err := k.meet(ctx); err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
 		return err
 	}
 	// The Reflectors report each failed try. Those are for debugging: contact
@@ -161,12 +162,39 @@ func (k *kubernetes) Run(ctx context.Context, events chan<- Event) error {
 	return nil
 }
 
+// Refresh implements Refresher.
+func (k *kubernetes) Refresh() (ticket uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	close(k.refreshed)
+	k.refreshed = make(chan struct{})
+	k.ticket++
+	return k.ticket
+}
+
+// round returns a context that ends with ctx or at the next Refresh, and the ticket
+// of the last one.
+func (k *kubernetes) round(ctx context.Context) (round context.Context, end func(), ticket uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	round, cancel := context.WithCancel(ctx)
+	refreshed := k.refreshed
+	go func() {
+		defer cancel()
+		select {
+		case <-refreshed:
+		case <-round.Done():
+		}
+	}()
+	return round, cancel, k.ticket
+}
+
 // reflect lists and watches r until ctx ends.
 func (k *kubernetes) reflect(ctx context.Context, r resource, events chan<- Event) {
-	c := &contact{
-		log:      k.options.Log,
-		server:   k.server.config.Host,
-		resource: r.name,
+	lists := &stream{
+		lists: r.client, resource: r.name, log: k.options.Log,
+		contact:  &contact{log: k.options.Log, server: k.server.config.Host, resource: r.name},
+		patience: k.patience,
 	}
 	s := &store{
 		ctx:     ctx,
@@ -174,9 +202,23 @@ func (k *kubernetes) reflect(ctx context.Context, r resource, events chan<- Even
 		options: k.options.Options,
 		digest:  r.digest,
 		said:    map[lb.Name][]Warning{},
+		listed:  lists.listed,
 	}
+	for ctx.Err() == nil {
+		round, end, ticket := k.round(ctx)
+		if ticket > s.ticket {
+			s.ticket = ticket
+			lists.refresh()
+		}
+		k.run(round, r, lists.reflected(), s)
+		end()
+	}
+}
+
+// run runs client-go's Reflector until ctx ends.
+func (k *kubernetes) run(ctx context.Context, r resource, lists *cache.ListWatch, s *store) {
 	logger := klog.FromContext(ctx)
-	cache.NewReflectorWithOptions(observed(r.client, c), r.example, s, cache.ReflectorOptions{
+	cache.NewReflectorWithOptions(lists, r.example, s, cache.ReflectorOptions{
 		Logger: &logger,
 		Name:   r.name,
 		Backoff: &wait.Backoff{
@@ -187,21 +229,4 @@ func (k *kubernetes) reflect(ctx context.Context, r resource, events chan<- Even
 			Jitter:   1, // up to twice as long, so that nodes do not come back all at once
 		},
 	}).RunWithContext(ctx)
-}
-
-// observed is lw with c told about every outcome. The Reflector has no hook for
-// failures of its own.
-func observed(lw *cache.ListWatch, c *contact) *cache.ListWatch {
-	return &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			list, err := lw.ListWithContext(ctx, o)
-			c.outcome(ctx, err)
-			return list, err
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			w, err := lw.WatchWithContext(ctx, o)
-			c.outcome(ctx, err)
-			return w, err
-		},
-	}
 }

@@ -5,7 +5,6 @@ package reflector
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -60,6 +59,8 @@ type api struct {
 	refuse  map[string]*apierrors.StatusError   // answer by path, "" for every path
 	watches map[string]chan (chan<- watchEvent) // by path, one for each watch that starts
 	asked   map[string]metav1.ListOptions       // selectors by path
+	version string                              // of every list
+	from    map[string][]string                 // versions that watches go on from, by path; "list" for those that list
 }
 
 type watchEvent struct {
@@ -75,6 +76,8 @@ func newAPI(t *testing.T, streams bool) (*api, string) {
 		refuse:  map[string]*apierrors.StatusError{},
 		watches: map[string]chan (chan<- watchEvent){},
 		asked:   map[string]metav1.ListOptions{},
+		version: "7",
+		from:    map[string][]string{},
 	}
 	for path := range types {
 		a.watches[path] = make(chan (chan<- watchEvent), 10)
@@ -98,7 +101,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q, path := r.URL.Query(), r.URL.Path
 	kind, known := types[path]
 	a.mu.Lock()
-	refuse, objects := cmp.Or(a.refuse[""], a.refuse[path]), a.objects[path]
+	refuse, objects, version := cmp.Or(a.refuse[""], a.refuse[path]), a.objects[path], a.version
 	a.asked[path] = metav1.ListOptions{LabelSelector: q.Get("labelSelector"), FieldSelector: q.Get("fieldSelector")}
 	a.mu.Unlock()
 	streamed := q.Get("sendInitialEvents") == "true"
@@ -114,7 +117,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case q.Get("watch") == "":
 		_ = json.NewEncoder(w).Encode(map[string]any{
 			"kind": kind.Kind + "List", "apiVersion": kind.APIVersion,
-			"metadata": map[string]string{"resourceVersion": "7"}, "items": objects,
+			"metadata": map[string]string{"resourceVersion": version}, "items": objects,
 		})
 	case q.Get("timeoutSeconds") == "1": // only to see whether we may
 		w.(http.Flusher).Flush()
@@ -142,11 +145,19 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request, objects []runtime.Ob
 			},
 		}})
 	}
+	from := r.URL.Query().Get("resourceVersion")
+	if streamed {
+		from = "list " + from
+	}
+	a.set(func() { a.from[r.URL.Path] = append(a.from[r.URL.Path], from) })
 	events := make(chan watchEvent)
 	a.watches[r.URL.Path] <- events
 	for {
 		select {
-		case e := <-events:
+		case e, open := <-events:
+			if !open {
+				return
+			}
 			say(e)
 			if e.Type == watch.Error {
 				return
@@ -494,6 +505,7 @@ func checkRun(t *testing.T, o KubernetesOptions, parts ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	source.(*kubernetes).answerWithin = 0
 	checkLine(t, source.Run(t.Context(), make(chan Event)), parts...)
 }
 
@@ -553,16 +565,13 @@ func TestContactLogsTheFirstFailureAndTheRecovery(t *testing.T) {
 	core, logs := observer.New(zapcore.DebugLevel)
 	c := &contact{log: zap.New(core), server: "https://x", resource: "services"}
 	away := apierrors.NewServiceUnavailable("away")
-	over, cancel := context.WithCancel(t.Context())
-	cancel()
 
-	c.outcome(t.Context(), nil)
-	c.outcome(t.Context(), apierrors.NewResourceExpired("too old")) // not a failure
-	c.outcome(t.Context(), away)
-	c.outcome(t.Context(), away)
-	c.outcome(over, context.Canceled) // not a failure
-	c.outcome(t.Context(), nil)
-	c.outcome(t.Context(), nil)
+	c.outcome(nil)
+	c.outcome(apierrors.NewResourceExpired("too old")) // not a failure
+	c.outcome(away)
+	c.outcome(away)
+	c.outcome(nil)
+	c.outcome(nil)
 
 	var lines []string
 	for _, l := range logs.All() {

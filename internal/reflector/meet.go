@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -23,40 +24,84 @@ import (
 	"github.com/fairlead-lb/fairlead/internal/logfield"
 )
 
-// How long the server is given at the start.
+// How the server is met at the start.
 const (
+	// startTimeout is how long a server may fail to answer, or refuse us, before
+	// that counts.
 	startTimeout = 10 * time.Second
-	tryTimeout   = 3 * time.Second
-	tryPause     = 500 * time.Millisecond
+	// tryPause is between two tries at first; it grows to retryAtLeastEvery.
+	tryPause = 500 * time.Millisecond
+	// Each try may take longer than the one before: a server that needs many
+	// seconds for each answer serves us, too.
+	tryTimeout  = 15 * time.Second
+	tryTimeouts = 4 * tryTimeout
 )
 
-// meet returns nil once the server has let us list and watch every resource
-// that is not optional. A server that does not answer is tried again for
-// startTimeout; one that refuses us is not. The error says in one line what is
-// wrong and what to do.
+// meet returns nil once the server has let us list and watch every resource that
+// is not optional, or when ctx ends. A server that does not answer is waited for,
+// however long it takes; the log says so once. One that still refuses us after
+// answerWithin is not: the error says in one line what is wrong and what to do. It
+// is given that time because a server that is just starting refuses everybody until
+// it has read its roles.
 func (k *kubernetes) meet(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
+	w := meeting{k: k, start: time.Now(), pause: tryPause, timeout: tryTimeout}
 	for _, r := range k.resources {
-		if r.optional {
-			continue
-		}
-		for {
-			verb, err := try(ctx, r)
+		for !r.optional {
+			verb, err := try(ctx, r, w.timeout)
+			if ctx.Err() != nil {
+				return nil
+			}
 			if err == nil {
 				break
 			}
-			if isFinal(err) {
-				return k.explain(verb, r, err)
-			}
-			select {
-			case <-ctx.Done():
-				return k.explain(verb, r, err)
-			case <-time.After(tryPause):
+			if err := w.failed(ctx, verb, r, err); err != nil {
+				return err
 			}
 		}
 	}
+	w.over()
 	return nil
+}
+
+// meeting is with a server that has not let us in yet.
+type meeting struct {
+	k              *kubernetes
+	start          time.Time
+	refused        time.Time // since when it has done nothing but refuse us; zero if it does not answer
+	pause, timeout time.Duration
+	said           bool
+}
+
+// failed takes note of a try that failed with err and pauses. It returns an error
+// when it is of no use to go on.
+func (w *meeting) failed(ctx context.Context, verb string, r resource, err error) error {
+	switch {
+	case !isFinal(err):
+		w.refused = time.Time{}
+	case w.refused.IsZero():
+		w.refused = time.Now()
+	}
+	if !w.refused.IsZero() && time.Since(w.refused) >= w.k.answerWithin {
+		return w.k.explain(verb, r, err)
+	}
+	if !w.said && time.Since(w.start) >= w.k.answerWithin {
+		w.said = true
+		w.k.options.Log.Warn("api server cannot be reached: trying again until it can", logfield.Error(w.k.explain(verb, r, err)))
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(w.pause + rand.N(w.pause)): // nodes do not come all at once
+	}
+	w.pause, w.timeout = min(2*w.pause, retryAtLeastEvery/2), min(2*w.timeout, tryTimeouts)
+	return nil
+}
+
+// over takes note that the server has let us in.
+func (w *meeting) over() {
+	if w.said {
+		w.k.options.Log.Info("api server answers at last",
+			logfield.Server(w.k.server.config.Host), logfield.Took(time.Since(w.start)))
+	}
 }
 
 // await returns true once the server lets us list and watch r, which may be
@@ -66,7 +111,7 @@ func (k *kubernetes) meet(ctx context.Context) error {
 func (k *kubernetes) await(ctx context.Context, r resource, events chan<- Event) bool {
 	start, without := time.Now(), false
 	for {
-		verb, err := try(ctx, r)
+		verb, err := try(ctx, r, tryTimeout)
 		if err == nil {
 			return true
 		}
@@ -111,8 +156,8 @@ func (k *kubernetes) doWithout(verb string, r resource, err error) {
 
 // try lists one object of r and opens a watch, since a role may allow the one
 // and not the other. verb is the one that failed.
-func try(ctx context.Context, r resource) (verb string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+func try(ctx context.Context, r resource, timeout time.Duration) (verb string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	list, err := r.client.ListWithContext(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {

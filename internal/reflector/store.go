@@ -26,6 +26,10 @@ type store struct {
 	digest  digest
 	// said holds the warnings that were sent and are still true.
 	said map[lb.Name][]Warning
+	// ticket is that of the last Refresh that the lists follow.
+	ticket uint64
+	// listed is called when a complete list has arrived.
+	listed func()
 }
 
 var (
@@ -111,10 +115,25 @@ func (s *store) Replace(objs []any, _ string) error {
 			said[c.name] = c.warnings
 		}
 	}
-	s.tell(s.digest.replaced(all))
+	s.listed()
+	s.tell(answering(s.digest.replaced(all), s.ticket))
 	send(s.ctx, s.events, news...)
 	s.said = said
 	return nil
+}
+
+// answering returns e with the ticket of the Refresh it answers.
+func answering(e Event, ticket uint64) Event {
+	switch e := e.(type) {
+	case ServicesReplaced:
+		e.Ticket = ticket
+		return e
+	case SlicesReplaced:
+		e.Ticket = ticket
+		return e
+	default:
+		return e
+	}
 }
 
 // Resync does nothing: whoever receives the events knows what they said.
