@@ -39,6 +39,8 @@ const (
 	// on up to retryLast.
 	retryFirst = time.Second
 	retryLast  = time.Minute
+	// sourceRetry is the pause before a source that could not start is tried again.
+	sourceRetry = 10 * time.Second
 )
 
 // Config says what an agent serves and how.
@@ -109,6 +111,7 @@ type agent struct {
 	triggers map[lb.ServiceFamily][]time.Time
 
 	synced        synced
+	guard         guard
 	applied       bool   // the first complete apply is in the kernel
 	filled        signal // the tables say which backends serve
 	cgroup        attach.Cgroup
@@ -147,8 +150,8 @@ type agent struct {
 }
 
 // Run serves until ctx ends and leaves the datapath in place. It returns an
-// error, one line, when it cannot start: see datapath.Open, attach and
-// reflector.Source. It can be called again when it has returned.
+// error, one line, when it cannot start: see datapath.Open, attach and, if the
+// kernel held nothing, reflector.Source. It can be called again when it has returned.
 func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	cgroup, err := findCgroup(cfg.CgroupRoot, log)
 	if err != nil {
@@ -191,7 +194,8 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 // start starts everything that runs beside the agent's goroutine, and becomes it.
 func (a *agent) start(ctx context.Context, cfg Config) error {
 	ended := make(chan error, 3)
-	a.running.Go(func() { ended <- cfg.Source.Run(ctx, a.events) })
+	serves := !a.fresh
+	a.running.Go(func() { ended <- a.follow(ctx, cfg.Source, serves) })
 	a.serve(ctx, cfg, ended)
 	if a.walks {
 		a.running.Go(func() { a.ender.Run(ctx) })
@@ -212,6 +216,28 @@ func (a *agent) start(ctx context.Context, cfg Config) error {
 	a.running.Go(func() { cfg.Recorder.Run(ctx) })
 	cfg.Recorder.Node(reflector.Notice{Reason: "Starting", Action: "StartKubeProxy"})
 	return a.run(ctx, ended)
+}
+
+// follow runs the source until ctx ends. A source that cannot start is the end of an
+// agent that has nothing to keep. One whose tables serve the node keeps them as they
+// should be and tries again: what is wrong, credentials that have expired while the
+// API server was away, say, can be put right without us.
+func (a *agent) follow(ctx context.Context, source reflector.Source, serves bool) error {
+	for said := ""; ; {
+		err := source.Run(ctx, a.events)
+		if err == nil || ctx.Err() != nil || !serves {
+			return err
+		}
+		if text := err.Error(); text != said {
+			said = text
+			a.log.Error("Services cannot be followed: serving what the kernel holds, and trying again", logfield.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(sourceRetry):
+		}
+	}
 }
 
 // leaveWithin bounds the wait for what runs beside: a search for stale sockets can
@@ -305,6 +331,7 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		reports:      make(chan sockets.Report, 1),
 		sweepings:    make(chan flows.Report, 1),
 	}
+	a.guard.source, _ = cfg.Source.(reflector.Refresher)
 	a.retry.Stop()
 	a.health.SetNodeEligible(cfg.NodeOptional)
 	a.health.Observe(health.Observer{Healthz: a.metrics.Healthz, Livez: a.metrics.Livez})

@@ -20,10 +20,11 @@ import (
 )
 
 // apply brings the kernel up to date. Nothing is written, and so nothing
-// deleted, before Services and EndpointSlices have both arrived as a whole.
+// deleted, before Services and EndpointSlices have both arrived as a whole, nor
+// while a list is held.
 func (a *agent) apply(start time.Time) {
 	switch {
-	case !a.synced.complete():
+	case !a.synced.complete() || a.held():
 		return
 	case !a.applied:
 		all := a.store.All()
@@ -100,7 +101,7 @@ func portReport(node string, recorder reflector.Recorder, log *zap.Logger) func(
 
 // repair compares what the kernel really holds with what is wanted.
 func (a *agent) repair() {
-	if !a.applied {
+	if !a.applied || a.guard.holds() {
 		return
 	}
 	start := time.Now()

@@ -26,6 +26,7 @@ func (a *agent) take(ev reflector.Event) {
 	switch ev := ev.(type) {
 	case reflector.ServicesReplaced:
 		a.synced.services = true
+		a.guard.services(ev.Ticket)
 		a.metrics.ServiceChanges(a.store.ReplaceServices(ev.Services))
 	case reflector.ServiceSet:
 		a.metrics.ServiceChanges(count(a.store.SetService(ev.Service)))
@@ -33,6 +34,7 @@ func (a *agent) take(ev reflector.Event) {
 		a.metrics.ServiceChanges(count(a.store.DeleteService(ev.Name)))
 	case reflector.SlicesReplaced:
 		a.synced.slices = true
+		a.guard.slices(ev.Ticket)
 		a.metrics.EndpointChanges(a.store.ReplaceSlices(ev.Slices))
 		for _, slice := range ev.Slices {
 			a.triggered(slice, ev.Triggers[slice.Name])

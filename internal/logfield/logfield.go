@@ -77,6 +77,9 @@ func Frontends(n int) zap.Field { return zap.Int("frontends", n) }
 // Services is a number of services.
 func Services(n int) zap.Field { return zap.Int("services", n) }
 
+// Lost is a number of Services that would lead nowhere any more.
+func Lost(n int) zap.Field { return zap.Int("lost", n) }
+
 // BackendGone is a number of UDP sockets whose backend has gone.
 func BackendGone(n int) zap.Field { return zap.Int("backendGone", n) }
 

@@ -30,6 +30,8 @@ type Metrics struct {
 	SocketsEnded      *prometheus.CounterVec
 	SocketWalksFailed prometheus.Counter
 	ProgramsRestored  prometheus.Counter // programs on devices that somebody else had removed
+	GuardHeld         prometheus.Gauge   // 1 while a list is held that would leave too much without backends
+	GuardHolds        prometheus.Counter // how often that began
 
 	flows     *prometheus.GaugeVec
 	snatPorts prometheus.Gauge
@@ -66,6 +68,10 @@ func New(version string, kernel Kernel) *Metrics {
 			"Searches for stale UDP sockets that failed wholly or in some namespace."),
 		ProgramsRestored: counter("fairlead_tc_programs_restored_total",
 			"Programs on network devices that somebody else had removed and that are back."),
+		GuardHeld: gauge("fairlead_guard_held",
+			"1 while a list is held that would take the last endpoints of many Services at once, until the source has said it again."),
+		GuardHolds: counter("fairlead_guard_held_total",
+			"Lists that were held because they would take the last endpoints of many Services at once."),
 		flows: gauges("fairlead_flows",
 			"Flows of the packet path, as of a few seconds ago; fairlead inspect flows shows them.", "protocol"),
 		snatPorts: gauge("fairlead_snat_ports_in_use",
@@ -79,7 +85,7 @@ func New(version string, kernel Kernel) *Metrics {
 	info.WithLabelValues(version).Set(1)
 	m.kubeProxy.register(m.registry)
 	m.registry.MustRegister(m.FailedServices, m.RepairedRows, m.Warnings,
-		m.SocketsEnded, m.SocketWalksFailed, m.ProgramsRestored, m.flows, m.snatPorts, info, kernelCollector{kernel},
+		m.SocketsEnded, m.SocketWalksFailed, m.ProgramsRestored, m.GuardHeld, m.GuardHolds, m.flows, m.snatPorts, info, kernelCollector{kernel},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
