@@ -191,12 +191,10 @@ func (f agentFlags) connect(s *settings, log *zap.Logger) error {
 	var err error
 	if f.source == sourceKubernetes {
 		o := reflector.KubernetesOptions{
-			Options: options, Kubeconfig: s.kubeconfig, APIServer: f.apiServer, QPS: s.client.QPS, Burst: s.client.Burst, Version: buildVersion(), Log: log,
+			Options: options, Kubeconfig: s.kubeconfig, APIServer: f.apiServer, QPS: s.client.QPS, Burst: s.client.Burst,
+			Remembered: agent.RememberedPath(s.agent.BPFRoot), Version: buildVersion(), Log: log,
 		}
-		if s.agent.Source, err = reflector.NewKubernetes(o); err != nil {
-			return err
-		}
-		s.agent.Recorder, err = reflector.NewRecorder(o)
+		s.agent.Source, s.agent.Recorder, err = reflector.NewKubernetes(o)
 		return err
 	}
 	dir, found := strings.CutPrefix(f.source, "file:")

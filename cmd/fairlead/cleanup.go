@@ -66,7 +66,7 @@ func removeDatapath(w io.Writer, root string) error {
 		if _, err := fmt.Fprintf(w, "nothing is pinned at %s\n", root); err != nil {
 			return err
 		}
-		return removeSocket(w, agent.SocketPath(root))
+		return removeRun(w, root)
 	}
 	if err != nil {
 		return err
@@ -100,7 +100,7 @@ func removeDatapath(w io.Writer, root string) error {
 			return err
 		}
 	}
-	if err := removeSocket(w, agent.SocketPath(root)); err != nil {
+	if err := removeRun(w, root); err != nil {
 		return err
 	}
 	// The root may be where the file system is mounted, or hold what is not ours.
@@ -156,6 +156,12 @@ var devicesDir = filepath.Base(datapath.DevicesPath(""))
 func removeFromDevices(dir string) error {
 	_, err := attach.RemoveTC(dir)
 	return err
+}
+
+// removeRun removes what an agent with this root has left in /run.
+func removeRun(w io.Writer, root string) error {
+	_ = os.Remove(agent.RememberedPath(root)) // where it cannot be removed, neither can the socket
+	return removeSocket(w, agent.SocketPath(root))
 }
 
 // removeSocket removes the socket of an agent that is gone, and the directory it

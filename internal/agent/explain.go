@@ -39,15 +39,22 @@ const runDir = "/run/fairlead"
 
 // SocketPath returns where the agent with this --bpf-root listens for questions
 // unless it was told otherwise. Every root has a path of its own.
-func SocketPath(bpfRoot string) string {
+func SocketPath(bpfRoot string) string { return runPath("agent", ".sock", bpfRoot) }
+
+// RememberedPath returns where the agent with this --bpf-root remembers the addresses
+// of API servers.
+func RememberedPath(bpfRoot string) string { return runPath("api-servers", "", bpfRoot) }
+
+// runPath returns the path of a file that no agent with another --bpf-root uses.
+func runPath(name, ext, bpfRoot string) string {
 	if abs, err := filepath.Abs(bpfRoot); err == nil {
 		bpfRoot = abs // fails only where there is no working directory
 	}
 	if bpfRoot == DefaultBPFRoot {
-		return filepath.Join(runDir, "agent.sock")
+		return filepath.Join(runDir, name+ext)
 	}
 	sum := sha256.Sum256([]byte(bpfRoot))
-	return filepath.Join(runDir, fmt.Sprintf("agent-%x.sock", sum[:6]))
+	return filepath.Join(runDir, fmt.Sprintf("%s-%x%s", name, sum[:6], ext))
 }
 
 // ask is a question to the agent's goroutine.

@@ -18,7 +18,7 @@ import (
 // first failure of a row and the recovery, not what lies between.
 type contact struct {
 	log      *zap.Logger
-	server   string
+	server   func() string // where requests go
 	resource string
 
 	mu    sync.Mutex
@@ -37,10 +37,10 @@ func (c *contact) outcome(err error) {
 	case err != nil && c.since.IsZero():
 		c.since = time.Now()
 		c.log.Warn("api server does not answer: going on with what it said last",
-			logfield.Server(c.server), logfield.Resource(c.resource), logfield.Error(cause(err)))
+			logfield.Server(c.server()), logfield.Resource(c.resource), logfield.Error(cause(err)))
 	case err == nil && !c.since.IsZero():
 		c.log.Info("api server answers again",
-			logfield.Server(c.server), logfield.Resource(c.resource), logfield.Took(time.Since(c.since)))
+			logfield.Server(c.server()), logfield.Resource(c.resource), logfield.Took(time.Since(c.since)))
 		c.since = time.Time{}
 	}
 }

@@ -45,6 +45,10 @@ type KubernetesOptions struct {
 	// for a moment; 0 for client-go's own bounds, QPS below 0 for none.
 	QPS   float32
 	Burst int
+	// Remembered is the path of a file for the addresses of API servers, which are
+	// tried when the configured one cannot be reached. They are root's alone, as is
+	// the file. Empty for none.
+	Remembered string
 	// Version is ours; the server sees it in the user agent.
 	Version string
 	Log     *zap.Logger
@@ -53,7 +57,7 @@ type KubernetesOptions struct {
 // kubernetes is the source that watches an API server.
 type kubernetes struct {
 	options   KubernetesOptions
-	server    server
+	route     *route
 	resources []resource
 	// These are the constants askAgain and startTimeout, but in tests.
 	askAgain, answerWithin time.Duration
@@ -75,24 +79,32 @@ type resource struct {
 }
 
 // NewKubernetes returns a source that watches the Services, EndpointSlices and
-// ServiceCIDRs of an API server, and our own Node. It only reads the
-// configuration; the server is met by Run. The error says in one line what is
-// wrong with the configuration.
-func NewKubernetes(o KubernetesOptions) (Source, error) {
+// ServiceCIDRs of an API server, and our own Node, and a Recorder that writes to the
+// same server. It only reads the configuration; the server is met by the source's
+// Run. The error says in one line what is wrong with the configuration.
+func NewKubernetes(o KubernetesOptions) (Source, Recorder, error) {
 	server, err := newServer(o)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	k, err := watching(server, o)
+	route, err := newRoute(server, o)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return k, nil
+	k, err := watching(route, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := recording(route, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	return k, r, nil
 }
 
-// watching returns a source that watches server.
-func watching(server server, o KubernetesOptions) (*kubernetes, error) {
-	client, err := server.clients(corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme)
+// watching returns a source that watches the server that route leads to.
+func watching(route *route, o KubernetesOptions) (*kubernetes, error) {
+	client, err := route.clients(corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +122,7 @@ func watching(server server, o KubernetesOptions) (*kubernetes, error) {
 	}
 	noHeadless := metav1.ListOptions{LabelSelector: "!" + corev1.IsHeadlessService}
 	ourNode := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", o.NodeName).String()}
-	return &kubernetes{options: o, server: server, askAgain: askAgain, answerWithin: startTimeout,
+	return &kubernetes{options: o, route: route, askAgain: askAgain, answerWithin: startTimeout,
 		patience: patience{answerWithin, silentFor, awayFor}, refreshed: make(chan struct{}), resources: []resource{{
 			name:    "services",
 			example: &corev1.Service{},
@@ -151,6 +163,7 @@ func (k *kubernetes) Run(ctx context.Context, events chan<- Event) error {
 	// logs the first failure and the recovery.
 	ctx = klog.NewContext(ctx, logrLogger(quiet(k.options.Log)))
 	var running sync.WaitGroup
+	running.Go(func() { k.route.run(ctx, lookHome) })
 	for _, r := range k.resources {
 		running.Go(func() {
 			if !r.optional || k.await(ctx, r, events) {
@@ -160,6 +173,12 @@ func (k *kubernetes) Run(ctx context.Context, events chan<- Event) error {
 	}
 	running.Wait()
 	return nil
+}
+
+// address returns where the server is asked.
+func (k *kubernetes) address() string {
+	base, _ := k.route.address()
+	return base
 }
 
 // Refresh implements Refresher.
@@ -193,7 +212,7 @@ func (k *kubernetes) round(ctx context.Context) (round context.Context, end func
 func (k *kubernetes) reflect(ctx context.Context, r resource, events chan<- Event) {
 	lists := &stream{
 		lists: r.client, resource: r.name, log: k.options.Log,
-		contact:  &contact{log: k.options.Log, server: k.server.config.Host, resource: r.name},
+		contact:  &contact{log: k.options.Log, server: k.address, resource: r.name},
 		patience: k.patience,
 	}
 	s := &store{
@@ -203,6 +222,7 @@ func (k *kubernetes) reflect(ctx context.Context, r resource, events chan<- Even
 		digest:  r.digest,
 		said:    map[lb.Name][]Warning{},
 		listed:  lists.listed,
+		heard:   k.route.heard,
 	}
 	for ctx.Err() == nil {
 		round, end, ticket := k.round(ctx)

@@ -213,7 +213,7 @@ func startKubernetes(t *testing.T, url string, log *zap.Logger) *heard {
 
 func newKubernetes(t *testing.T, url string, log *zap.Logger) *kubernetes {
 	t.Helper()
-	source, err := NewKubernetes(KubernetesOptions{
+	source, _, err := NewKubernetes(KubernetesOptions{
 		Options: Options{NodeName: "n1"}, Kubeconfig: kubeconfig(t, url), Version: "test", Log: log,
 	})
 	if err != nil {
@@ -501,7 +501,7 @@ func TestTheWrongSchemeIsExplained(t *testing.T) {
 func checkRun(t *testing.T, o KubernetesOptions, parts ...string) {
 	t.Helper()
 	o.Log = zaptest.NewLogger(t)
-	source, err := NewKubernetes(o)
+	source, _, err := NewKubernetes(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -555,7 +555,7 @@ func TestConfigurationErrorsAreExplained(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := NewKubernetes(tt.o)
+			_, _, err := NewKubernetes(tt.o)
 			checkLine(t, err, tt.want...)
 		})
 	}
@@ -563,7 +563,7 @@ func TestConfigurationErrorsAreExplained(t *testing.T) {
 
 func TestContactLogsTheFirstFailureAndTheRecovery(t *testing.T) {
 	core, logs := observer.New(zapcore.DebugLevel)
-	c := &contact{log: zap.New(core), server: "https://x", resource: "services"}
+	c := &contact{log: zap.New(core), server: func() string { return "https://x" }, resource: "services"}
 	away := apierrors.NewServiceUnavailable("away")
 
 	c.outcome(nil)

@@ -100,7 +100,7 @@ func (w *meeting) failed(ctx context.Context, verb string, r resource, err error
 func (w *meeting) over() {
 	if w.said {
 		w.k.options.Log.Info("api server answers at last",
-			logfield.Server(w.k.server.config.Host), logfield.Took(time.Since(w.start)))
+			logfield.Server(w.k.address()), logfield.Took(time.Since(w.start)))
 	}
 }
 
@@ -140,7 +140,7 @@ func (k *kubernetes) await(ctx context.Context, r resource, events chan<- Event)
 // doWithout logs why there is no r. A server older than the resource is nothing
 // to warn about.
 func (k *kubernetes) doWithout(verb string, r resource, err error) {
-	log := k.options.Log.With(logfield.Server(k.server.config.Host), logfield.Resource(r.name))
+	log := k.options.Log.With(logfield.Server(k.address()), logfield.Resource(r.name))
 	if apierrors.IsNotFound(err) {
 		log.Info("api server does not have this resource: going on without")
 		return
@@ -186,7 +186,7 @@ func isFinal(err error) bool {
 
 // explain adds to err what it is about and the likely remedy.
 func (k *kubernetes) explain(verb string, r resource, err error) error {
-	host, origin := k.server.config.Host, k.server.origin
+	host, origin := k.address(), k.route.origin()
 	var remedy string
 	switch {
 	case isCertificate(err):

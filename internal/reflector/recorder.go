@@ -78,24 +78,10 @@ type statement struct {
 	kind, reason, action, note string
 }
 
-// NewRecorder returns a Recorder that writes to the API server that o describes,
-// in the name of o.NodeName. The error says in one line what is wrong with the
-// configuration; a server that refuses us is logged.
-func NewRecorder(o KubernetesOptions) (Recorder, error) {
-	server, err := newServer(o)
-	if err != nil {
-		return nil, err
-	}
-	r, err := recording(server, o)
-	if err != nil {
-		return nil, err
-	}
-	return r, nil
-}
-
-// recording returns a recorder that writes to server.
-func recording(server server, o KubernetesOptions) (*recorder, error) {
-	group, err := server.clients(eventsv1.AddToScheme)
+// recording returns a recorder that writes, in the name of o.NodeName, to the server
+// that route leads to. A server that refuses us is logged.
+func recording(route *route, o KubernetesOptions) (*recorder, error) {
+	group, err := route.clients(eventsv1.AddToScheme)
 	if err != nil {
 		return nil, err
 	}

@@ -49,7 +49,7 @@ func startRecorder(t *testing.T, url string, log *zap.Logger) Recorder {
 
 func newTestRecorder(t *testing.T, url string, log *zap.Logger) Recorder {
 	t.Helper()
-	r, err := NewRecorder(KubernetesOptions{Options: Options{NodeName: "n1"}, Kubeconfig: kubeconfig(t, url), Log: log})
+	_, r, err := NewKubernetes(KubernetesOptions{Options: Options{NodeName: "n1"}, Kubeconfig: kubeconfig(t, url), Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

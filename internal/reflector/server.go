@@ -6,6 +6,7 @@ package reflector
 import (
 	"errors"
 	"fmt"
+	"net/http"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -78,10 +79,13 @@ func fromKubeconfig(path string) (server, error) {
 // groupClient makes a client for one API group and version.
 type groupClient func(schema.GroupVersion) (rest.Interface, error)
 
-// clients returns what makes clients that share a connection. They know the
+// clients returns what makes clients whose requests go by r. They know the
 // types that add registers and no others: the scheme of client-go's clientset
 // would cost every node the memory of all groups.
-func (s server) clients(add ...func(*runtime.Scheme) error) (groupClient, error) {
+func (r *route) clients(add ...func(*runtime.Scheme) error) (groupClient, error) {
+	r.mu.Lock()
+	s := r.server
+	r.mu.Unlock()
 	scheme := runtime.NewScheme()
 	for _, register := range add {
 		if err := register(scheme); err != nil {
@@ -89,10 +93,6 @@ func (s server) clients(add ...func(*runtime.Scheme) error) (groupClient, error)
 		}
 	}
 	codecs := serializer.NewCodecFactory(scheme)
-	transport, err := rest.HTTPClientFor(s.config)
-	if err != nil {
-		return nil, fmt.Errorf("use %s: %w", s.origin, cause(err))
-	}
 	return func(group schema.GroupVersion) (rest.Interface, error) {
 		config := rest.CopyConfig(s.config)
 		config.APIPath = "/apis"
@@ -101,7 +101,7 @@ func (s server) clients(add ...func(*runtime.Scheme) error) (groupClient, error)
 		}
 		config.GroupVersion = &group
 		config.NegotiatedSerializer = codecs.WithoutConversion()
-		client, err := rest.RESTClientForConfigAndClient(config, transport)
+		client, err := rest.RESTClientForConfigAndClient(config, &http.Client{Transport: r})
 		if err != nil {
 			return nil, fmt.Errorf("use API server %q from %s: %w", s.config.Host, s.origin, cause(err))
 		}

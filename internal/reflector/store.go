@@ -30,6 +30,8 @@ type store struct {
 	ticket uint64
 	// listed is called when a complete list has arrived.
 	listed func()
+	// heard is called with every event before it is sent.
+	heard func(Event)
 }
 
 var (
@@ -58,6 +60,7 @@ func (s *store) convert(obj any) (converted, error) {
 // tell sends e unless it is nil.
 func (s *store) tell(e Event) {
 	if e != nil {
+		s.heard(e)
 		send(s.ctx, s.events, e)
 	}
 }

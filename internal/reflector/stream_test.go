@@ -157,7 +157,7 @@ func TestAnAnswerThatDoesNotComeIsGivenUp(t *testing.T) {
 	core, logs := observer.New(zapcore.WarnLevel)
 	s := &stream{
 		lists: k.resources[0].client, log: zap.NewNop(), patience: patience{answer: 50 * time.Millisecond},
-		contact: &contact{log: zap.New(core)},
+		contact: &contact{log: zap.New(core), server: func() string { return "" }},
 	}
 	if _, err := s.list(t.Context(), metav1.ListOptions{}); !errors.Is(err, errSilent) {
 		t.Errorf("list: %v, want %v", err, errSilent)
@@ -173,7 +173,7 @@ func TestAnAnswerThatDoesNotComeIsGivenUp(t *testing.T) {
 // client-go makes nothing of a connection that ends while a watch begins.
 func TestAWatchThatEndsAtOnceIsAFailure(t *testing.T) {
 	core, logs := observer.New(zapcore.InfoLevel)
-	s := &stream{log: zap.NewNop(), patience: patience{silent: time.Minute}, contact: &contact{log: zap.New(core)}}
+	s := &stream{log: zap.NewNop(), patience: patience{silent: time.Minute}, contact: &contact{log: zap.New(core), server: func() string { return "" }}}
 	for range s.follow(t.Context(), watch.NewEmptyWatch(), func() {}, 0).ResultChan() {
 	}
 	events := watch.NewFake()
