@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 
+	"github.com/fairlead-lb/fairlead/internal/agent"
 	"github.com/fairlead-lb/fairlead/internal/sandbox"
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 	"github.com/fairlead-lb/fairlead/internal/testutil/controlplane"
@@ -73,6 +74,8 @@ func startCluster(t *testing.T) *cluster {
 		NodeName:   nodeName,
 		Unready:    true,
 	}
+	remembered := agent.RememberedPath(c.options.BPFRoot)
+	t.Cleanup(func() { _ = os.Remove(remembered) })
 	c.startAgent(t)
 	return c
 }

@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -72,8 +71,10 @@ type ControlPlane struct {
 	options   Options
 	dir       string
 	bin       string
-	authority *authority
+	authority *authority // of clients
+	serving   *authority // of the API server; the same at first
 	config    *rest.Config
+	etcd      *process
 	apiServer *process
 }
 
@@ -93,17 +94,11 @@ func Start(t testing.TB, o Options) *ControlPlane {
 		}
 	})
 	c.mountData(t)
-	etcd, err := startProcess(o.Netns, c.path("etcd.log"), "etcd",
-		"--data-dir="+c.path("etcd"),
-		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
-		"--listen-peer-urls="+etcdPeerURL, "--initial-advertise-peer-urls="+etcdPeerURL,
-		"--initial-cluster=default="+etcdPeerURL,
-		"--logger=zap", "--log-level=warn")
-	if err != nil {
-		t.Fatalf("%v (Debian's package is etcd-server; scripts/setup.sh installs it)", err)
+	if err := c.startEtcd(); err != nil {
+		t.Fatal(err)
 	}
 	// Nothing in etcd is kept, so there is nothing to end gently.
-	c.onCleanup(t, func() error { return etcd.stop(syscall.SIGKILL) })
+	c.onCleanup(t, func() error { return c.etcd.stop(syscall.SIGKILL) })
 	c.onCleanup(t, c.KillAPIServer)
 	if err := c.StartAPIServer(); err != nil {
 		t.Fatal(err)
@@ -112,6 +107,20 @@ func Start(t testing.TB, o Options) *ControlPlane {
 		c.startControllers(t)
 	}
 	return c
+}
+
+func (c *ControlPlane) startEtcd() error {
+	var err error
+	c.etcd, err = startProcess(c.options.Netns, c.path("etcd.log"), "etcd",
+		"--data-dir="+c.path("etcd"),
+		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
+		"--listen-peer-urls="+etcdPeerURL, "--initial-advertise-peer-urls="+etcdPeerURL,
+		"--initial-cluster=default="+etcdPeerURL,
+		"--logger=zap", "--log-level=warn")
+	if err != nil {
+		return fmt.Errorf("%w (Debian's package is etcd-server; scripts/setup.sh installs it)", err)
+	}
+	return nil
 }
 
 // Config returns an administrator's configuration for client-go. Its
@@ -195,6 +204,7 @@ func (c *ControlPlane) prepare() error {
 	if c.authority, err = newAuthority(); err != nil {
 		return err
 	}
+	c.serving = c.authority
 	admin, err := c.authority.client("administrator", "system:masters")
 	if err != nil {
 		return err
@@ -208,18 +218,12 @@ func (c *ControlPlane) prepare() error {
 		// The API server is ours alone.
 		QPS: -1,
 	}
-	serving, err := c.authority.server(
-		[]string{"localhost", "kubernetes.default.svc"},
-		[]net.IP{c.options.Address.AsSlice(), net.IPv4(10, 96, 0, 1), net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		return err
-	}
 	signing, err := newSigningKey()
 	if err != nil {
 		return err
 	}
 	return errors.Join(
-		serving.write(c.dir, "apiserver"),
+		c.reissue(),
 		os.WriteFile(c.path("ca.crt"), c.authority.pem, 0o600),
 		os.WriteFile(c.path("tokens.key"), signing, 0o600),
 	)
@@ -299,7 +303,7 @@ func (c *ControlPlane) certKubeconfig(path, user string, groups ...string) (stri
 func (c *ControlPlane) writeKubeconfig(path string, user clientcmdapi.AuthInfo) error {
 	config := clientcmdapi.NewConfig()
 	config.Clusters["test"] = &clientcmdapi.Cluster{
-		Server: c.URL(), CertificateAuthorityData: c.authority.pem,
+		Server: c.URL(), CertificateAuthorityData: c.serving.pem,
 	}
 	config.AuthInfos["user"] = &user
 	config.Contexts["test"] = &clientcmdapi.Context{Cluster: "test", AuthInfo: "user"}
