@@ -79,6 +79,8 @@ type statusReport struct {
 	// the first time.
 	LastSync *time.Time   `json:"lastSync"`
 	Services serviceCount `json:"services"`
+	// Source is where the agent hears of Services; null when none answers.
+	Source *agent.SourceState `json:"source"`
 	Packets  packetStatus `json:"packetPath"`
 	// Lacks are the capabilities that the running agent could use and does not
 	// have; null when it does not say.
@@ -142,6 +144,11 @@ func readStatus(ctx context.Context, bpfRoot, cgroupRoot string) (statusReport, 
 	running, err := datapath.Locked(bpfRoot)
 	if err != nil {
 		return report, err
+	}
+	if running {
+		if source, err := agent.AskSource(ctx, agent.SocketPath(bpfRoot)); err == nil {
+			report.Source = &source
+		}
 	}
 	report.Services = serviceCount{len(tables.Names), len(tables.Problems)}
 	report.Agent = agentStatus{running, state.PID, state.Version, timeOrNull(state.Started)}
@@ -314,6 +321,9 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 		{"last sync", ago(r.LastSync, now)},
 		{"services", services},
 	}
+	if text := sourceText(r.Source); text != "" {
+		lines = append(lines, [2]string{"api server", text})
+	}
 	for i, text := range r.Packets.lines() {
 		lines = append(lines, [2]string{[]string{"packets", ""}[min(i, 1)], text})
 	}
@@ -338,6 +348,21 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 		}
 	}
 	return nil
+}
+
+// sourceText says which API server the agent asks, "" when there is nothing to say.
+func sourceText(s *agent.SourceState) string {
+	if s == nil || s.APIServer == "" {
+		return ""
+	}
+	text := s.APIServer
+	if !s.Configured {
+		text += ", an address that it had: the configured one cannot be reached"
+	}
+	if s.Holding {
+		text += "; a list that takes the last endpoints of many Services is held until it has been said again"
+	}
+	return text
 }
 
 // String says what there is of the version and what that means.

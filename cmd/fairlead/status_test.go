@@ -169,6 +169,22 @@ kernel     Linux 6.12.0
 `,
 		},
 		{
+			name: "the API server is asked where it is, not where it should be",
+			change: func(r *statusReport) {
+				r.Source = &agent.SourceState{APIServer: "https://192.0.2.10:6443", Holding: true}
+			},
+			want: `hooks      3 of 3 attached
+cgroup     /sys/fs/cgroup, the node's root
+agent      running, version v1.2.3, pid 4711, started 1h30m0s ago
+last sync  3s ago
+services   12 programmed
+api server https://192.0.2.10:6443, an address that it had: the configured one cannot be reached; a list that takes the last endpoints of many Services is held until it has been said again
+packets    on 3 of 3 devices, 7 flows
+kernel     Linux 6.12.0
+           stale UDP sockets: ended with bpf_sock_destroy
+`,
+		},
+		{
 			name: "nothing is",
 			change: func(r *statusReport) {
 				isRoot := false

@@ -100,6 +100,7 @@ type agent struct {
 	metrics    *metrics.Metrics
 	state      datapath.AgentState
 
+	source       reflector.Source
 	root         string // where the datapath is pinned
 	lacks        []Lack
 	nodeOptional bool
@@ -331,6 +332,7 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		reports:      make(chan sockets.Report, 1),
 		sweepings:    make(chan flows.Report, 1),
 	}
+	a.source = cfg.Source
 	a.guard.source, _ = cfg.Source.(reflector.Refresher)
 	a.retry.Stop()
 	a.health.SetNodeEligible(cfg.NodeOptional)

@@ -102,6 +102,7 @@ func (a *agent) listenForQuestions(ctx context.Context, path string) {
 	mux.HandleFunc("GET /explain", a.answerExplain)
 	mux.HandleFunc("GET /packets", a.answerPackets)
 	mux.HandleFunc("GET /lacks", a.answerLacks)
+	mux.HandleFunc("GET /source", a.answerSource)
 	log := a.log.With(logfield.Socket(path))
 	failing := false
 	for {

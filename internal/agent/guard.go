@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/fairlead-lb/fairlead/internal/logfield"
@@ -34,6 +35,8 @@ type guard struct {
 	listed bool   // a complete list has come that nobody has looked at
 	ticket uint64 // what the lists have that are waited for; 0 when nothing is held
 	since  time.Time
+	// holding is holds() for other goroutines.
+	holding atomic.Bool
 	// The tickets of the last lists.
 	servicesTicket, slicesTicket uint64
 }
@@ -59,6 +62,7 @@ func (a *agent) held() bool {
 	case g.holds() && g.answered():
 		a.log.Info("guard: the source has looked again; doing what it says", logfield.Took(time.Since(g.since)))
 		a.metrics.GuardHeld.Set(0)
+		g.holding.Store(false)
 		g.ticket, g.listed = 0, false
 	case !g.holds() && g.listed:
 		g.listed = false
@@ -84,6 +88,7 @@ func (a *agent) look() {
 	}
 	g.since, g.ticket = time.Now(), g.source.Refresh()
 	a.metrics.GuardHeld.Set(1)
+	g.holding.Store(true)
 	a.metrics.GuardHolds.Inc()
 	a.log.Warn("guard: a list would take the last endpoints of many Services at once; "+
 		"keeping what the kernel holds until the source has looked again",

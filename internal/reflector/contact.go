@@ -15,14 +15,16 @@ import (
 )
 
 // contact follows whether the API server answers for one resource. It logs the
-// first failure of a row and the recovery, not what lies between.
+// first failure of a row, the first refusal, which somebody has to do something about,
+// and the recovery, not what lies between.
 type contact struct {
 	log      *zap.Logger
 	server   func() string // where requests go
 	resource string
 
-	mu    sync.Mutex
-	since time.Time // of the first failure; zero while the server answers
+	mu      sync.Mutex
+	since   time.Time // of the first failure; zero while the server answers
+	refused bool      // since then, and that was logged
 }
 
 // outcome takes note of how a request ended: err is nil or why it failed.
@@ -33,15 +35,22 @@ func (c *contact) outcome(err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case err != nil && c.since.IsZero():
+	first := c.since.IsZero()
+	if err != nil && first {
 		c.since = time.Now()
+	}
+	switch {
+	case err != nil && isFinal(err) && !c.refused:
+		c.refused = true
+		c.log.Warn("api server refuses us, or is none that we trust: going on with what it said last",
+			logfield.Server(c.server()), logfield.Resource(c.resource), logfield.Error(cause(err)))
+	case err != nil && first:
 		c.log.Warn("api server does not answer: going on with what it said last",
 			logfield.Server(c.server()), logfield.Resource(c.resource), logfield.Error(cause(err)))
-	case err == nil && !c.since.IsZero():
+	case err == nil && !first:
 		c.log.Info("api server answers again",
 			logfield.Server(c.server()), logfield.Resource(c.resource), logfield.Took(time.Since(c.since)))
-		c.since = time.Time{}
+		c.since, c.refused = time.Time{}, false
 	}
 }
 

@@ -112,3 +112,10 @@ type Refresher interface {
 	// from any goroutine.
 	Refresh() (ticket uint64)
 }
+
+// Remote is a Source that is somewhere else.
+type Remote interface {
+	// Address returns the URL of what is asked now, and whether that is the
+	// configured one. It may be called from any goroutine.
+	Address() (url string, configured bool)
+}

@@ -175,10 +175,13 @@ func (k *kubernetes) Run(ctx context.Context, events chan<- Event) error {
 	return nil
 }
 
+// Address implements Remote.
+func (k *kubernetes) Address() (url string, configured bool) { return k.route.address() }
+
 // address returns where the server is asked.
 func (k *kubernetes) address() string {
-	base, _ := k.route.address()
-	return base
+	url, _ := k.Address()
+	return url
 }
 
 // Refresh implements Refresher.

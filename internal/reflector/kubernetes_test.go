@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -60,6 +61,7 @@ type api struct {
 	watches map[string]chan (chan<- watchEvent) // by path, one for each watch that starts
 	asked   map[string]metav1.ListOptions       // selectors by path
 	version string                              // of every list
+	slow    time.Duration                       // before every answer about Services
 	from    map[string][]string                 // versions that watches go on from, by path; "list" for those that list
 }
 
@@ -101,15 +103,21 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q, path := r.URL.Query(), r.URL.Path
 	kind, known := types[path]
 	a.mu.Lock()
-	refuse, objects, version := cmp.Or(a.refuse[""], a.refuse[path]), a.objects[path], a.version
+	refuse, objects, version, slow := cmp.Or(a.refuse[""], a.refuse[path]), a.objects[path], a.version, a.slow
 	a.asked[path] = metav1.ListOptions{LabelSelector: q.Get("labelSelector"), FieldSelector: q.Get("fieldSelector")}
 	a.mu.Unlock()
+	if path == servicesPath {
+		time.Sleep(slow)
+	}
 	streamed := q.Get("sendInitialEvents") == "true"
 	if streamed && !a.streams {
 		refuse = apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("ListOptions").GroupKind(), "", nil)
 	}
 	switch {
 	case refuse != nil:
+		if seconds, ok := apierrors.SuggestsClientDelay(refuse); ok {
+			w.Header().Set("Retry-After", strconv.Itoa(seconds))
+		}
 		w.WriteHeader(int(refuse.Status().Code))
 		_ = json.NewEncoder(w).Encode(asStatus(refuse))
 	case !known:
@@ -561,7 +569,7 @@ func TestConfigurationErrorsAreExplained(t *testing.T) {
 	}
 }
 
-func TestContactLogsTheFirstFailureAndTheRecovery(t *testing.T) {
+func TestContactLogsTheFirstFailureTheFirstRefusalAndTheRecovery(t *testing.T) {
 	core, logs := observer.New(zapcore.DebugLevel)
 	c := &contact{log: zap.New(core), server: func() string { return "https://x" }, resource: "services"}
 	away := apierrors.NewServiceUnavailable("away")
@@ -570,6 +578,9 @@ func TestContactLogsTheFirstFailureAndTheRecovery(t *testing.T) {
 	c.outcome(apierrors.NewResourceExpired("too old")) // not a failure
 	c.outcome(away)
 	c.outcome(away)
+	c.outcome(apierrors.NewUnauthorized("token expired"))
+	c.outcome(away)
+	c.outcome(apierrors.NewUnauthorized("token expired"))
 	c.outcome(nil)
 	c.outcome(nil)
 
@@ -577,7 +588,11 @@ func TestContactLogsTheFirstFailureAndTheRecovery(t *testing.T) {
 	for _, l := range logs.All() {
 		lines = append(lines, l.Level.String()+" "+l.Message)
 	}
-	want := []string{"warn api server does not answer: going on with what it said last", "info api server answers again"}
+	want := []string{
+		"warn api server does not answer: going on with what it said last",
+		"warn api server refuses us, or is none that we trust: going on with what it said last",
+		"info api server answers again",
+	}
 	if diff := gocmp.Diff(want, lines); diff != "" {
 		t.Errorf("log (-want +got):\n%s", diff)
 	}

@@ -224,3 +224,34 @@ func TestARefusalThatPassesIsWaitedFor(t *testing.T) {
 	time.AfterFunc(100*time.Millisecond, func() { a.set(func() { delete(a.refuse, servicesPath) }) })
 	h.firstFour("services:", "slices:", "no node", "cidrs:")
 }
+
+func TestAThrottlingServerIsGivenItsTime(t *testing.T) {
+	core, logs := observer.New(zapcore.InfoLevel)
+	a, url := newAPI(t, true)
+	h := startKubernetes(t, url, zap.New(core))
+	h.firstFour("services:", "slices:", "no node", "cidrs:")
+	services := a.watched(t, servicesPath)
+	services <- watchEvent{watch.Added, typed(named("a"))}
+	h.expect("set shop/a=10.0.0.1")
+	a.set(func() { a.refuse[servicesPath] = apierrors.NewTooManyRequests("too many", 1) })
+	close(services)
+	time.AfterFunc(500*time.Millisecond, func() { a.set(func() { delete(a.refuse, servicesPath) }) })
+	a.set(func() { a.version = "9" })
+	services = a.watched(t, servicesPath)
+	services <- watchEvent{watch.Added, typed(named("b"))}
+	h.expect("set shop/b=10.0.0.1")
+	if logs.Len() != 0 {
+		t.Errorf("log: %v", logs.All())
+	}
+}
+
+func TestASlowServerIsMetAndFollowed(t *testing.T) {
+	t.Parallel() // it mostly waits
+	a, url := newAPI(t, true)
+	a.set(func() {
+		a.slow = 3500 * time.Millisecond
+		a.objects[servicesPath] = []runtime.Object{named("a")}
+	})
+	h := startKubernetes(t, url, zaptest.NewLogger(t, zaptest.Level(zap.ErrorLevel)))
+	h.firstFour("services: shop/a=10.0.0.1", "slices:", "no node", "cidrs:")
+}

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/fairlead-lb/fairlead/internal/agent"
 	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
 
@@ -68,7 +69,7 @@ func TestAPIServer(t *testing.T) {
 			w.restartServer(w.control.ReplaceCA) // it knows the old token no more
 			w.remove(37)
 			w.remove(36)
-			w.logs("failed to verify certificate")
+			w.logs("api server refuses us, or is none that we trust")
 			w.serves(upTo(37)...)
 			w.writeCA()
 			w.serves(upTo(35)...)
@@ -83,6 +84,10 @@ func TestAPIServer(t *testing.T) {
 			w.remove(35)
 			w.serves(upTo(34)...)
 			w.logs("using one that it had")
+			state, err := agent.AskSource(w.Context(), agent.SocketPath(w.options.BPFRoot))
+			if err != nil || state.Configured || state.APIServer != w.control.URL() {
+				w.Errorf("%+v, %v: want that it asks %s, which is not configured", state, err, w.control.URL())
+			}
 			w.killAgent()
 			w.startAgent()
 			w.agent.WaitReady(w)
