@@ -140,6 +140,9 @@ func (p portPage) frontends() *table {
 		if f.Lost != "" {
 			inside, outside = "belongs to Service "+f.Lost, ""
 		}
+		if f.Refused != "" {
+			inside, outside = "nobody: "+f.Refused, ""
+		}
 		t.add(netip.AddrPortFrom(f.VIP, f.Port).String(), f.Type, inside, outside)
 	}
 	return t

@@ -73,6 +73,9 @@ type ExplainedFrontend struct {
 	At []netip.Addr `json:"at,omitempty"`
 	// Lost names the Service that has this frontend instead, "" for none.
 	Lost string `json:"lost,omitempty"`
+	// Refused says why no Service can have this frontend as this one asks for it,
+	// "" when one can.
+	Refused string `json:"refused,omitempty"`
 }
 
 // ExplainedRule says which rule decided for a side, and what came of it.
@@ -114,6 +117,7 @@ func (p ExplainedPort) Key() ServicePort { return p.port }
 // says in one line that there is no such thing. Changes says afterwards what it
 // would have said before.
 func (s *Store) Explain(q Query) (Explanation, error) {
+	s.reserve()
 	e := Explanation{Node: s.config.NodeName, Zone: s.node.Zone, Ports: []ExplainedPort{}}
 	ports, err := s.asked(q, &e)
 	if err != nil {
@@ -164,15 +168,19 @@ func (s *Store) asked(q Query, e *Explanation) ([]ServicePort, error) {
 
 func (s *Store) askedVIP(q Query, e *Explanation) []ServicePort {
 	var found []ServicePort
+	refused := ""
 	kind := s.nodeAddresses()[q.VIP]
 	for _, protocol := range []Protocol{TCP, UDP, SCTP} {
-		owner := s.owner(FrontendKey{q.VIP, q.Number, protocol})
+		key := FrontendKey{q.VIP, q.Number, protocol}
+		owner, why := s.owner(key), s.nobodyGets(key)
 		if !owner.Exists() && kind.NodePorts() {
-			owner = s.owner(FrontendKey{Unspecified(FamilyOf(q.VIP)), q.Number, protocol})
+			key.VIP = Unspecified(FamilyOf(q.VIP))
+			owner, why = s.owner(key), cmp.Or(why, s.nobodyGets(key))
 		}
 		if owner.Exists() {
 			found = append(found, owner.Service)
 		}
+		refused = cmp.Or(refused, why)
 	}
 	if len(found) > 0 {
 		return found
@@ -182,6 +190,8 @@ func (s *Store) askedVIP(q Query, e *Explanation) []ServicePort {
 		e.Verdict = fmt.Sprintf("pass: the ClusterIP of Service %v, which another proxy serves", owner.Service.Service)
 	case owner.Exists():
 		e.Verdict = fmt.Sprintf("no_port: the ClusterIP of Service %v, which does not define port %d: refused", owner.Service.Service, q.Number)
+	case refused != "":
+		e.Verdict = "pass: " + refused
 	case kind == NodeAddressLocal:
 		e.Verdict = "pass: an address of this node, at which NodePorts are not reached"
 	case kind != 0:
@@ -201,12 +211,24 @@ func (s *Store) askedVIP(q Query, e *Explanation) []ServicePort {
 // hasAddress returns an owner of some port of an address, the zero Owner when there
 // is none.
 func (s *Store) hasAddress(vip netip.Addr) Owner {
-	for key, claims := range s.claims {
-		if key.VIP == vip {
-			return claims[0]
+	for key := range s.claims {
+		if key.VIP != vip {
+			continue
+		}
+		if owner := s.owner(key); owner.Exists() {
+			return owner
 		}
 	}
 	return Owner{}
+}
+
+// nobodyGets says who asks for a frontend that nobody can have, and why; "" when
+// nobody asks, or somebody has it.
+func (s *Store) nobodyGets(key FrontendKey) string {
+	if claims := s.claims[key]; len(claims) > 0 && !s.owner(key).Exists() {
+		return fmt.Sprintf("%v, for which Service %v asks, is %s", key, claims[0].Service.Service, s.refusal(key, claims[0]))
+	}
+	return ""
 }
 
 // explainer is what is known about one service port.
@@ -282,8 +304,10 @@ func (x explainer) frontends() []ExplainedFrontend {
 			}
 			slices.SortFunc(f.At, netip.Addr.Compare)
 		}
-		if winner := x.claims[key][0]; winner.Service != owner.Service {
-			f.Lost = winner.Service.Service.String()
+		if winner := x.owner(key); winner.Service != owner.Service {
+			if f.Refused = x.refusal(key, owner); f.Refused == "" {
+				f.Lost = winner.Service.Service.String()
+			}
 		}
 		out = append(out, f)
 	}

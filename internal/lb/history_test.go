@@ -26,6 +26,7 @@ type world struct {
 	ports    lb.NodePorts
 	local    []netip.Addr
 	cidrs    []netip.Prefix
+	limits   lb.Limits
 }
 
 // FuzzStore goes through the history that data describes. What Changes has told
@@ -60,8 +61,9 @@ func checkHistory(t *testing.T, data []byte) {
 		data = data[1:]
 		return int(b) % n
 	}
-	s := newStore()
-	w := world{services: map[lb.Name]lb.Service{}, slices: map[lb.Name]lb.Slice{}}
+	config := lb.Config{NodeName: here, Limits: randomLimits(next)}
+	s := lb.NewStore(config)
+	w := world{limits: config.Limits, services: map[lb.Name]lb.Service{}, slices: map[lb.Name]lb.Slice{}}
 	told := lb.Delta{
 		Services: map[lb.ServicePort]*lb.Backends{}, Frontends: map[lb.FrontendKey]lb.Owner{},
 		NodeAddresses: map[netip.Addr]lb.NodeAddress{}, ServiceCIDRs: map[netip.Prefix]bool{},
@@ -76,7 +78,7 @@ func checkHistory(t *testing.T, data []byte) {
 	add(t, told, s.Changes())
 	expect(t, "nothing has happened", s.Changes())
 
-	fresh := newStore()
+	fresh := lb.NewStore(config)
 	fresh.SetNodePorts(w.ports)
 	fresh.SetNode(w.node)
 	fresh.SetLocalAddresses(w.local)
@@ -96,6 +98,9 @@ func checkHistory(t *testing.T, data []byte) {
 			t.Errorf("NoLocal(%v) = %+v and %+v, want %+v", family, got, fresh.NoLocal(family), want)
 		}
 	}
+	if got, want := s.Refused(), w.refusedByTheRules(); got != want || fresh.Refused() != want {
+		t.Errorf("Refused() = %d and %d, want %d", got, fresh.Refused(), want)
+	}
 	if diff := gocmp.Diff(text(w.byTheRules()), text(lb.Delta{Services: all.Services, Frontends: all.Frontends, Health: all.Health})); diff != "" {
 		t.Errorf("by the rules (-want +got):\n%s", diff)
 	}
@@ -108,7 +113,7 @@ func checkHistory(t *testing.T, data []byte) {
 
 // happen lets the next thing happen to the world and tells the store.
 func (w *world) happen(next func(int) int, s *lb.Store) {
-	switch next(10) {
+	switch next(11) {
 	case 0, 1, 2:
 		svc := randomService(next)
 		s.SetService(svc)
@@ -140,6 +145,10 @@ func (w *world) happen(next func(int) int, s *lb.Store) {
 			w.cidrs = some(next, sourceRanges)
 			s.SetServiceCIDRs(w.cidrs)
 		}
+	case 10:
+		servers := randomServers(next)
+		s.SetSlice(servers)
+		w.slices[servers.Name] = servers
 	}
 }
 
@@ -293,7 +302,10 @@ func (w world) byTheRules() lb.Delta {
 		}
 	}
 	for key, claims := range w.claims() {
-		d.Frontends[key] = slices.MinFunc(claims, w.compareClaims)
+		claims = slices.DeleteFunc(claims, func(o lb.Owner) bool { return w.refuses(key, o) })
+		if len(claims) > 0 {
+			d.Frontends[key] = slices.MinFunc(claims, w.compareClaims)
+		}
 	}
 	return d
 }

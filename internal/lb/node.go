@@ -92,7 +92,7 @@ func (s *Store) SetServiceCIDRs(cidrs []netip.Prefix) {
 
 // touchNode marks what depends on the node's addresses.
 func (s *Store) touchNode() {
-	s.touchedNode = true
+	s.touchedNode, s.staleReserved = true, true
 	for _, svc := range s.services {
 		if len(svc.Sources) > 0 {
 			s.touchService(svc)

@@ -17,6 +17,7 @@ type Config struct {
 	// NodeName is the name of the Node we run on, as EndpointSlices have it.
 	NodeName  string
 	NodePorts NodePorts
+	Limits    Limits
 }
 
 // NodePorts says at which of the node's addresses NodePorts are reached.
@@ -49,8 +50,13 @@ type Store struct {
 	// its Service.
 	endpoints map[Name][]Slice
 	owners    map[Name]Name
-	// claims holds everybody who wants a frontend. The first one has it.
+	// claims holds everybody who wants a frontend. The first one that is not
+	// refused has it.
 	claims map[FrontendKey][]Owner
+	// reserved says why nobody can have an address and port; staleReserved that
+	// it may not be true any more.
+	reserved      map[netip.AddrPort]string
+	staleReserved bool
 	// cut holds how many backends in a set of a service port are beyond
 	// MaxBackends.
 	cut map[ServicePort]int
@@ -59,6 +65,8 @@ type Store struct {
 	// what may differ from it.
 	told             Delta
 	noLocal          map[Family]NoLocal
+	refused          int // the sum of refusedOf
+	refusedOf        map[Name]int
 	touchedServices  map[ServicePort]struct{}
 	touchedFrontends map[FrontendKey]struct{}
 	touchedNames     map[Name]struct{}
@@ -78,9 +86,10 @@ func NewStore(c Config) *Store {
 		cut:       map[ServicePort]int{},
 		told:      newDelta(),
 		noLocal:   map[Family]NoLocal{},
+		refusedOf: map[Name]int{},
 	}
 	s.touchNothing()
-	s.touchedNode = true
+	s.touchedNode, s.staleReserved = true, true
 	return s
 }
 
@@ -206,6 +215,7 @@ func (s *Store) Services() int { return len(s.services) }
 // empty when what happened in between made no difference.
 func (s *Store) Changes() Delta {
 	d := newDelta()
+	s.reserve()
 	for sp := range s.touchedServices {
 		now, before := s.backends(sp), s.told.Services[sp]
 		if !now.equal(before) {
@@ -219,6 +229,7 @@ func (s *Store) Changes() Delta {
 	}
 	for name := range s.touchedNames {
 		tell(d.Problems, s.told.Problems, name, s.problem(name))
+		s.countRefused(name)
 		for _, family := range []Family{IPv4, IPv6} {
 			tell(d.Health, s.told.Health, ServiceFamily{name, family}, s.health(name, family))
 		}
@@ -324,8 +335,10 @@ func (s *Store) withdraw(svc Service) {
 
 // owner returns who has a frontend now, the zero Owner when nobody does.
 func (s *Store) owner(key FrontendKey) Owner {
-	if claims := s.claims[key]; len(claims) > 0 {
-		return claims[0]
+	for _, claim := range s.claims[key] {
+		if s.refusal(key, claim) == "" {
+			return claim
+		}
 	}
 	return Owner{}
 }
@@ -362,6 +375,7 @@ func (s *Store) touchFamily(name Name, family Family) {
 		}
 	}
 	s.touchedNames[name] = struct{}{}
+	s.staleReserved = s.staleReserved || name == apiServer
 }
 
 // touchFrontend marks key and everybody who claims it: who wins or loses it
@@ -390,8 +404,11 @@ func (s *Store) problem(name Name) Problem {
 		}
 	}
 	for key, owner := range svc.frontends {
-		switch winner := s.claims[key][0]; {
+		winner, why := s.owner(key), s.refusal(key, owner)
+		switch {
 		case winner.Service == owner.Service:
+		case why != "":
+			add(key.String() + " is " + why)
 		case winner.Service.Service == name:
 			add("two of its ports ask for " + key.String())
 		default:
