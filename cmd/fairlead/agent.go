@@ -39,6 +39,7 @@ type agentFlags struct {
 	clusterCIDR                             string
 	logLevel, logFormat                     string
 	repairEvery                             time.Duration
+	limits                                  limitFlags
 	sizes                                   datapath.Sizes
 }
 
@@ -64,6 +65,7 @@ what the kernel holds; "fairlead cleanup" removes that.`,
 	fs.StringVar(&f.serviceProxyName, "service-proxy-name", "", "serve Services labelled service.kubernetes.io/service-proxy-name=`NAME`, too")
 	fs.StringVar(&f.config, "config", "", "kube-proxy's configuration `FILE` (KubeProxyConfiguration, or the ConfigMap that holds it); flags given here come first")
 	fs.StringVar(&f.nodePorts, "nodeport-addresses", primary, "where NodePorts are reached: primary for the Node's own addresses, or `CIDR,…` for the local addresses in these")
+	f.limits.add(fs, "")
 	fs.StringVar(&f.packetPath, "packet-path", packetsOn, "on to serve also clients whose sockets cannot be seen, by their packets: other machines, pods in VMs; or off")
 	fs.StringVar(&f.devices, "devices", "auto", "devices whose packets are looked at: auto for all that lead to other machines or to pods, or names, `NAME,GLOB,…`")
 	fs.StringVar(&f.snatPorts, "snat-ports", "61000-65535", "source ports, `FIRST-LAST`, for packets that go on to another node with an address of this one")

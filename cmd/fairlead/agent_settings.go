@@ -71,6 +71,10 @@ func (f agentFlags) settings(given func(flag string) bool) (settings, error) {
 	if s.agent.Packets, err = f.packets(c, given); err != nil {
 		return s, err
 	}
+	if s.agent.Limits, err = f.limits.limits(); err != nil {
+		return s, err
+	}
+	reserveListeners(&s.agent.Limits, s.agent.HealthzAddress, s.agent.MetricsAddress)
 	s.agent.NodePorts, err = f.nodePortAddresses(c, given)
 	s.agent.Configz = s.inEffect(c)
 	return s, err
@@ -194,8 +198,14 @@ func (f agentFlags) connect(s *settings, log *zap.Logger) error {
 			Options: options, Kubeconfig: s.kubeconfig, APIServer: f.apiServer, QPS: s.client.QPS, Burst: s.client.Burst,
 			Remembered: agent.RememberedPath(s.agent.BPFRoot), Version: buildVersion(), Log: log,
 		}
-		s.agent.Source, s.agent.Recorder, err = reflector.NewKubernetes(o)
-		return err
+		if s.agent.Source, s.agent.Recorder, err = reflector.NewKubernetes(o); err != nil {
+			return err
+		}
+		if at, ok, err := reflector.ServerAddress(o); err == nil && ok {
+			s.agent.Limits.Reserved = append(s.agent.Limits.Reserved,
+				lb.Reservation{Addr: at.Addr(), Port: at.Port(), Why: "the agent reaches its API server there"})
+		}
+		return nil
 	}
 	dir, found := strings.CutPrefix(f.source, "file:")
 	if !found || dir == "" {

@@ -39,6 +39,9 @@ func settingsOf(t *testing.T, file string, flags ...string) (settings, error) {
 		nodePorts: value("nodeport-addresses"), bpfRoot: value("bpf-root"), socket: value("socket"),
 		healthz: value("healthz-bind-address"), metrics: value("metrics-bind-address"),
 		logLevel: value("log-level"), logFormat: value("log-format"),
+		limits: limitFlags{
+			externalIPs: value("external-ip-cidrs"), loadBalancerIPs: value("load-balancer-cidrs"), reserved: value("reserved"),
+		},
 		packetPath: value("packet-path"), devices: value("devices"), snatPorts: value("snat-ports"), clusterCIDR: value("cluster-cidr"),
 	}
 	return f.settings(cmd.Flags().Changed)

@@ -29,12 +29,13 @@ import (
 type explainFlags struct {
 	client, socket, source                string
 	nodeName, serviceProxyName, nodePorts string
+	limits                                limitFlags
 	bpfRoot                               *string
 	output                                *choice
 }
 
 // offlineFlags are those that mean something to files only.
-var offlineFlags = []string{"node-name", "service-proxy-name", "nodeport-addresses"}
+var offlineFlags = append([]string{"node-name", "service-proxy-name", "nodeport-addresses"}, limitFlagNames...)
 
 func newExplainCommand() *cobra.Command {
 	var f explainFlags
@@ -84,6 +85,7 @@ tables that are pinned there.`,
 	fs.StringVar(&f.nodeName, "node-name", "", "with --source: name of this node (default: $NODE_NAME, then the host name)")
 	fs.StringVar(&f.serviceProxyName, "service-proxy-name", "", "with --source: as for the agent")
 	fs.StringVar(&f.nodePorts, "nodeport-addresses", primary, "with --source: as for the agent")
+	f.limits.add(fs, "with --source: ")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error { return runExplain(cmd, f, args[0]) }
 	return cmd
 }
@@ -216,6 +218,10 @@ func (f explainFlags) readFiles(ctx context.Context, warn func(reflector.Warning
 		return nil, fmt.Errorf("--nodeport-addresses %q: %w", f.nodePorts, err)
 	}
 	ports.Loopback = true
+	limits, err := f.limits.limits()
+	if err != nil {
+		return nil, err
+	}
 	options := reflector.Options{NodeName: node, ServiceProxyName: f.serviceProxyName}
 	src, err := reflector.NewFile(strings.TrimPrefix(f.source, "file:"), options, zap.NewNop())
 	if err != nil {
@@ -225,7 +231,7 @@ func (f explainFlags) readFiles(ctx context.Context, warn func(reflector.Warning
 	if err != nil {
 		return nil, err
 	}
-	store := lb.NewStore(lb.Config{NodeName: node, NodePorts: ports})
+	store := lb.NewStore(lb.Config{NodeName: node, NodePorts: ports, Limits: limits})
 	store.SetLocalAddresses(local)
 	if err := agent.ReadStore(ctx, src, store, warn); err != nil {
 		return nil, err

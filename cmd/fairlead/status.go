@@ -80,8 +80,8 @@ type statusReport struct {
 	LastSync *time.Time   `json:"lastSync"`
 	Services serviceCount `json:"services"`
 	// Source is where the agent hears of Services; null when none answers.
-	Source *agent.SourceState `json:"source"`
-	Packets  packetStatus `json:"packetPath"`
+	Source  *agent.SourceState `json:"source"`
+	Packets packetStatus       `json:"packetPath"`
 	// Lacks are the capabilities that the running agent could use and does not
 	// have; null when it does not say.
 	Lacks  []agent.Lack `json:"lacks"`

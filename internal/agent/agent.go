@@ -51,6 +51,7 @@ type Config struct {
 	// NodeOptional says that the source need not have the Node.
 	NodeOptional bool
 	NodePorts    lb.NodePorts
+	Limits       lb.Limits
 	// NodeAddress, when it is valid, takes the place of the Node's address of its
 	// family.
 	NodeAddress netip.Addr
@@ -101,6 +102,7 @@ type agent struct {
 	state      datapath.AgentState
 
 	source       reflector.Source
+	recorder     reflector.Recorder
 	root         string // where the datapath is pinned
 	lacks        []Lack
 	nodeOptional bool
@@ -123,6 +125,7 @@ type agent struct {
 	fresh         bool   // the tables held nothing when we started
 	lastApply     time.Time
 	failing       map[lb.Name]string // what has been logged of it
+	refused       map[lb.Name]string // and of what limits keep from it
 	ticket        uint64             // counts applies that deleted something
 	walkFailing   bool
 	walks         bool // whether stale sockets can be found at all
@@ -309,7 +312,7 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 	services, slots := dp.Limits()
 	a := &agent{
 		log: log, datapath: dp, root: cfg.BPFRoot,
-		store:        lb.NewStore(lb.Config{NodeName: cfg.NodeName, NodePorts: cfg.NodePorts}),
+		store:        lb.NewStore(lb.Config{NodeName: cfg.NodeName, NodePorts: cfg.NodePorts, Limits: cfg.Limits}),
 		reconciler:   reconciler.New(dp, reconciler.Limits{Services: services, Slots: slots}),
 		health:       health.NewTracker(cmp.Or(cfg.StuckAfter, stuckAfter)),
 		metrics:      metrics.New(cfg.Version, kernelMetrics{dp}),
@@ -321,6 +324,8 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		healths:      map[lb.ServiceFamily]lb.Health{},
 		triggers:     map[lb.ServiceFamily][]time.Time{},
 		failing:      map[lb.Name]string{},
+		refused:      map[lb.Name]string{},
+		recorder:     cfg.Recorder,
 		walks:        dp.NoIterators == nil,
 		sweeps:       true,
 		retry:        time.NewTimer(time.Hour),

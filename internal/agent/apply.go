@@ -32,6 +32,7 @@ func (a *agent) apply(start time.Time) {
 		a.applied = true
 		a.finish(start, r, true)
 		a.healthPorts(all, true)
+		a.sayRefused(all.Problems)
 		a.log.Info("synced", logfield.Writes(r.Writes+r.Deletes), logfield.Took(time.Since(a.state.Started)))
 		if a.devices != nil && !a.switching {
 			a.devices.ready.give()
@@ -53,6 +54,7 @@ func (a *agent) apply(start time.Time) {
 		a.finish(start, r, false)
 		a.healthPorts(delta, false)
 		a.takeOver(r)
+		a.sayRefused(delta.Problems)
 	}
 }
 

@@ -25,6 +25,7 @@ type Metrics struct {
 	kubeProxy
 
 	FailedServices    prometheus.Gauge   // Services that are not in the kernel as they should be
+	RefusedFrontends  prometheus.Gauge   // addresses and ports that Services ask for and nobody gets
 	RepairedRows      prometheus.Counter // rows a repair pass found missing or wrong
 	Warnings          prometheus.Counter // objects or fields left out because they are invalid
 	SocketsEnded      *prometheus.CounterVec
@@ -58,6 +59,8 @@ func New(version string, kernel Kernel) *Metrics {
 		kubeProxy: newKubeProxy(),
 		FailedServices: gauge("fairlead_services_failed",
 			"Services that are not in the kernel as they should be; fairlead inspect services says why."),
+		RefusedFrontends: gauge("fairlead_frontends_refused",
+			"Addresses and ports that Services ask for and do not get because they are reserved or outside the ranges allowed."),
 		RepairedRows: counter("fairlead_repaired_rows_total",
 			"Rows that a repair pass found missing or wrong in the kernel. More than 0 means a defect or a second writer."),
 		Warnings: counter("fairlead_invalid_objects_total",
@@ -84,7 +87,7 @@ func New(version string, kernel Kernel) *Metrics {
 	info := gauges("fairlead_build_info", "1, labelled with the version.", "version")
 	info.WithLabelValues(version).Set(1)
 	m.kubeProxy.register(m.registry)
-	m.registry.MustRegister(m.FailedServices, m.RepairedRows, m.Warnings,
+	m.registry.MustRegister(m.FailedServices, m.RefusedFrontends, m.RepairedRows, m.Warnings,
 		m.SocketsEnded, m.SocketWalksFailed, m.ProgramsRestored, m.GuardHeld, m.GuardHolds, m.flows, m.snatPorts, info, kernelCollector{kernel},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m

@@ -452,6 +452,9 @@ func TestAgentRefusesWhatCannotWork(t *testing.T) {
 		"--snat-ports=61000":                 "the first and the last port",
 		"--snat-ports=2-1":                   "above",
 		"--cluster-cidr=10.0.0.0":            "not a CIDR",
+		"--external-ip-cidrs=10.0.0.0":       "not a CIDR",
+		"--load-balancer-cidrs=":             "say all, none, or CIDRs",
+		"--reserved=22":                      "not an address and a port",
 	} {
 		options := c.options(flag)
 		options.Unready = true
