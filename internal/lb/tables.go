@@ -317,6 +317,9 @@ func (a NodeAddress) String() string {
 // inspect. Short enough for one line.
 type Problem string
 
+// MaxProblem is how many bytes of a Problem the kernel's tables hold.
+const MaxProblem = 255
+
 // Tables are the rows of the kernel's tables. They are the common tongue: the
 // reconciler's mirror, what Load reads back, what inspect prints and what
 // golden files hold.

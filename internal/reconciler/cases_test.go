@@ -837,3 +837,37 @@ func TestOtherTablesHaveTheSameIDsAndLaterGenerations(t *testing.T) {
 		t.Errorf("%d services have no ID", len(r.Failed))
 	}
 }
+
+// What the fuzzer of tables found, and its like: rows of problems that were never
+// deleted, or written at each start.
+func TestProblemsThatAnyTablesHoldAreMadeGood(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		row  lb.Name
+		text lb.Problem
+	}{
+		{"without text", nsName("gone"), ""},
+		{"of nobody", lb.Name{}, "x"},
+		{"of a Service that has none", nsName("web"), "x"},
+	} {
+		w := smallWorld(t, testLimits)
+		w.store.SetService(svcWith("web", "10.96.0.1", lb.TCP, 80))
+		w.applyAll()
+		w.kernel.problems[tt.row] = tt.text
+		w.restart()
+		w.applyAll()
+		w.settled()
+	}
+
+	w := smallWorld(t, testLimits)
+	all := w.store.All()
+	all.Problems[nsName("web")] = lb.Problem(strings.Repeat("x", 2*lb.MaxProblem))
+	w.rec.ApplyAll(all)
+	if n := len(w.kernel.problems[nsName("web")]); n != lb.MaxProblem {
+		t.Errorf("%d bytes of a problem were written, the tables hold %d", n, lb.MaxProblem)
+	}
+	w.restart()
+	if res := w.rec.ApplyAll(all); res.Writes > 0 {
+		t.Errorf("%d writes for a problem that is there as far as it can be", res.Writes)
+	}
+}

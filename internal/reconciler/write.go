@@ -153,12 +153,14 @@ func (p *pass) grace() error {
 // what the Store found wrong with it.
 func (p *pass) syncProblem(name lb.Name) error {
 	want := p.want.Problems[name]
-	if err := p.failed[name]; err != nil {
+	if err := p.failed[name]; err != nil && name != nobody {
 		want = lb.Problem(err.Error())
 	}
+	// What would not be read back would be written again and again.
+	want = want[:min(len(want), lb.MaxProblem)]
 	have, exists := p.have.problems[name]
 	switch {
-	case name == nobody || want == have:
+	case want == have && exists == (want != ""):
 		return nil
 	case want != "":
 		if err := p.kernel.SetProblem(name, want); err != nil {
