@@ -364,6 +364,7 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 
 // adopt takes up what the kernel holds and leaves state there.
 func (a *agent) adopt(state datapath.AgentState) error {
+	a.expelStrangers()
 	held, err := a.datapath.Load()
 	if err != nil {
 		return fmt.Errorf("read what the kernel holds: %w", err)

@@ -107,6 +107,7 @@ func (a *agent) repair() {
 		return
 	}
 	start := time.Now()
+	a.expelStrangers()
 	held, err := a.datapath.Load()
 	if err != nil {
 		a.log.Warn("repair: the kernel's tables cannot be read", logfield.Error(err))
@@ -124,6 +125,18 @@ func (a *agent) repair() {
 	a.takeOver(r)
 	a.forgetAffinities()
 	a.askWalk(nil)
+}
+
+// expelStrangers deletes what only somebody else can have written into the tables.
+func (a *agent) expelStrangers() {
+	n, err := a.datapath.ExpelStrangers()
+	if n > 0 {
+		a.metrics.RepairedRows.Add(float64(n))
+		a.log.Warn("somebody else has written rows into the kernel's tables; deleted them", logfield.Count(n))
+	}
+	if err != nil {
+		a.log.Warn("rows that somebody else has written cannot be deleted", logfield.Error(err))
+	}
 }
 
 // finish does what follows from an apply.

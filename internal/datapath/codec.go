@@ -125,8 +125,11 @@ func decodeMember(k bpfMemberKey) lb.Member {
 const mappedBits = 96
 
 // encodePrefix returns the address of a prefix, masked, and how many of its bits
-// count.
+// count. One that is not valid, which only a stranger's key decodes to, has none.
 func encodePrefix(p netip.Prefix) (bpfAddr, uint32) {
+	if !p.IsValid() {
+		return bpfAddr{}, 0
+	}
 	p = p.Masked()
 	if p.Addr().Is4() {
 		return encodeAddr(p.Addr()), mappedBits + uint32(p.Bits())
@@ -333,6 +336,17 @@ func encodeObjectName(name lb.Name) (bpfObjectName, error) {
 
 func decodeObjectName(n *bpfObjectName) lb.Name {
 	return lb.Name{Namespace: decodeString(n.Namespace[:]), Name: decodeString(n.Name[:])}
+}
+
+func decodeObjectKey(n bpfObjectName) lb.Name { return decodeObjectName(&n) }
+
+// encodeObjectKey returns for a name that does not fit what is in no table.
+func encodeObjectKey(name lb.Name) bpfObjectName {
+	n, err := encodeObjectName(name)
+	if err != nil {
+		return bpfObjectName{}
+	}
+	return n
 }
 
 // encodeProblem cuts the text where the field ends.

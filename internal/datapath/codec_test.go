@@ -322,7 +322,7 @@ func TestTextThatDoesNotFit(t *testing.T) {
 	}
 
 	cut := encodeProblem(lb.Problem(strings.Repeat("x", 300)))
-	if got := decodeString(cut.Text[:]); got != strings.Repeat("x", 255) {
+	if got := decodeString(cut.Text[:]); got != strings.Repeat("x", lb.MaxProblem) {
 		t.Errorf("a problem of 300 characters is cut to %d, want 255", len(got))
 	}
 }

@@ -105,11 +105,11 @@ func (t *Tables) loadGated(out lb.Tables) error {
 		version = t.gate.version()
 	}
 	err := errors.Join(
-		each(t.maps[bpfMapFrontends], func(k *bpfFrontendKey, v *bpfFrontend) {
-			out.Frontends[decodeFrontendKey(*k)] = decodeFrontend(*v)
+		eachOurs(t.maps[bpfMapFrontends], decodeFrontendKey, encodeFrontendKey, func(k lb.FrontendKey, v *bpfFrontend) {
+			out.Frontends[k] = decodeFrontend(*v)
 		}),
-		each(t.maps[bpfMapServiceCidrs], func(k *bpfCidrKey, _ *uint8) {
-			out.ServiceCIDRs[decodeCIDR(*k)] = struct{}{}
+		eachOurs(t.maps[bpfMapServiceCidrs], decodeCIDR, encodeCIDR, func(p netip.Prefix, _ *uint8) {
+			out.ServiceCIDRs[p] = struct{}{}
 		}),
 	)
 	if err == nil && t.gate != nil {
@@ -424,7 +424,8 @@ func (t *Tables) remove(table string, subject, key any) (removed bool, err error
 // Load reads all rows. Slots are read where a service's ranges lead, services
 // where a name does or a word is not zero, or where one was not zero in these or
 // earlier tables: a range has at least the generation that a range of its service and
-// side has had last. It can be called while another
+// side has had last. Rows with keys that we cannot have written are left out: see
+// ExpelStrangers. It can be called while another
 // process writes; rows may then be from before or after. In the process that
 // writes it also repairs what is derived from rows, unless one is written
 // meanwhile.
@@ -435,17 +436,17 @@ func (t *Tables) Load() (lb.Tables, error) {
 		each(t.maps[bpfMapNames], func(k *uint32, v *bpfServiceName) {
 			out.Names[lb.ServiceID(*k)] = decodeServiceName(v)
 		}),
-		each(t.maps[bpfMapMembers], func(k *bpfMemberKey, _ *uint8) {
-			out.Members[decodeMember(*k)] = struct{}{}
+		eachOurs(t.maps[bpfMapMembers], decodeMember, encodeMember, func(m lb.Member, _ *uint8) {
+			out.Members[m] = struct{}{}
 		}),
-		each(t.maps[bpfMapSourceRanges], func(k *bpfSourceKey, _ *uint8) {
-			out.Sources[decodeSource(*k)] = struct{}{}
+		eachOurs(t.maps[bpfMapSourceRanges], decodeSource, encodeSource, func(s lb.Source, _ *uint8) {
+			out.Sources[s] = struct{}{}
 		}),
 		each(t.maps[bpfMapNodeAddresses], func(k *bpfAddr, v *uint8) {
 			out.NodeAddresses[decodeAddr(*k)] = lb.NodeAddress(*v)
 		}),
-		each(t.maps[bpfMapProblems], func(k *bpfObjectName, v *bpfProblem) {
-			out.Problems[decodeObjectName(k)] = lb.Problem(decodeString(v.Text[:]))
+		eachOurs(t.maps[bpfMapProblems], decodeObjectKey, encodeObjectKey, func(n lb.Name, v *bpfProblem) {
+			out.Problems[n] = lb.Problem(decodeString(v.Text[:]))
 		}),
 	)
 	if err != nil {

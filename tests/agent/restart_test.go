@@ -106,6 +106,20 @@ func flipWord(word int) damage {
 	}
 }
 
+// everySource allows every client to use every service's load-balancer IPs.
+func everySource(t *testing.T, m *ebpf.Map) func() error {
+	key := make([]byte, m.KeySize())
+	if err := m.Put(key, []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	return func() error {
+		if err := m.Lookup(key, new(uint8)); !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return errNotYet
+		}
+		return nil
+	}
+}
+
 func TestDamageToEveryTableIsRepairedAndCounted(t *testing.T) {
 	t.Parallel()
 	c := newQuietCluster(t)
@@ -120,6 +134,7 @@ func TestDamageToEveryTableIsRepairedAndCounted(t *testing.T) {
 		{name: "a source range", table: "source_ranges", damage: deleteOne},
 		{name: "a node address", table: "node_addresses", damage: deleteOne},
 		{name: "a service CIDR", table: "service_cidrs", damage: deleteOne},
+		{name: "a stranger's source range for all services", table: "source_ranges", damage: everySource},
 		{name: "the options of a service", table: "services", damage: flipWord(3)},
 		{name: "its ClusterIP's backends", table: "services", damage: flipWord(0)},
 		{name: "its inside backends", table: "services", damage: flipWord(1)},
