@@ -4,6 +4,7 @@
 package config
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -50,6 +51,13 @@ func FuzzParse(f *testing.F) {
 		again, _, err := Parse(text)
 		if err != nil || !reflect.DeepEqual(got, again) {
 			t.Errorf("as JSON: %+v (error %v), want %+v", again, err, got)
+		}
+		shown, err := json.Marshal(got.Encode())
+		if err != nil {
+			t.Fatalf("/configz cannot show it: %v", err)
+		}
+		if _, _, err := Parse(shown); err != nil {
+			t.Errorf("what /configz shows is no configuration: %v", err)
 		}
 	})
 }
