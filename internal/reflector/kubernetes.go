@@ -233,6 +233,7 @@ func (k *kubernetes) reflect(ctx context.Context, r resource, events chan<- Even
 			s.ticket = ticket
 			lists.refresh()
 		}
+		lists.round(end)
 		k.run(round, r, lists.reflected(), s)
 		end()
 	}

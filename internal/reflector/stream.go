@@ -61,6 +61,9 @@ type stream struct {
 	// has in some cache.
 	current bool
 	doubt   bool // the last watch ended before its time, or a request failed
+	// restart ends the Reflector, so that another one lists at once. This one would
+	// pause first, for as long as it was used to while the server was away.
+	restart func()
 }
 
 // reflected returns what the Reflector is to use.
@@ -111,6 +114,10 @@ func (s *stream) begin(ctx context.Context, o metav1.ListOptions, lists bool) (w
 		return nil, err
 	}
 	if !lists && o.ResourceVersion != version {
+		s.mu.Lock()
+		restart := s.restart
+		s.mu.Unlock()
+		restart()
 		return nil, apierrors.NewResourceExpired("the server may have been another when it told version " + version)
 	}
 	w, err := s.lists.WatchWithContext(ctx, o)
@@ -141,6 +148,13 @@ func (s *stream) outcome(ctx context.Context, err error) {
 		s.doubt = true
 		s.mu.Unlock()
 	}
+}
+
+// round begins a round with a Reflector that restart ends.
+func (s *stream) round(restart func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.restart = restart
 }
 
 // refresh makes the next list one of what the server has now.

@@ -157,7 +157,7 @@ func TestAnAnswerThatDoesNotComeIsGivenUp(t *testing.T) {
 	core, logs := observer.New(zapcore.WarnLevel)
 	s := &stream{
 		lists: k.resources[0].client, log: zap.NewNop(), patience: patience{answer: 50 * time.Millisecond},
-		contact: &contact{log: zap.New(core), server: func() string { return "" }},
+		restart: func() {}, contact: &contact{log: zap.New(core), server: func() string { return "" }},
 	}
 	if _, err := s.list(t.Context(), metav1.ListOptions{}); !errors.Is(err, errSilent) {
 		t.Errorf("list: %v, want %v", err, errSilent)

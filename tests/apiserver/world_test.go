@@ -30,7 +30,7 @@ import (
 
 // patience is how long anything may take. Most of it takes a second or two; the agent
 // may pause for twenty between two tries.
-const patience = 60 * time.Second
+const patience = 2 * time.Minute
 
 const account = "fairlead"
 
