@@ -7,6 +7,8 @@ import (
 	"errors"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/fairlead-lb/fairlead/internal/lb"
 )
 
 // ours tells whether we could have written a key: decoded and encoded again it is
@@ -26,18 +28,26 @@ func eachOurs[K comparable, V, T any](m *ebpf.Map, decode func(K) T, encode func
 	})
 }
 
-// ExpelStrangers deletes the rows with keys that we cannot have written, which Load
-// leaves out, and returns how many there were. One in source_ranges can be for all
-// services at once. It is for the goroutine that writes.
+// ExpelStrangers deletes the rows that we cannot have written, which Load leaves
+// out, and returns how many there were: those whose keys are not ours and names
+// without a name. One in source_ranges can be for all services at once. It is for
+// the goroutine that writes.
 func (d *Datapath) ExpelStrangers() (n int, err error) {
 	for _, expel := range []func() (int, error){
 		func() (int, error) {
-			return expelFrom[uint64](d, bpfMapFrontends, decodeFrontendKey, encodeFrontendKey)
+			return expelFrom(d, bpfMapFrontends, foreign[bpfFrontend](decodeFrontendKey, encodeFrontendKey))
 		},
-		func() (int, error) { return expelFrom[uint8](d, bpfMapMembers, decodeMember, encodeMember) },
-		func() (int, error) { return expelFrom[uint8](d, bpfMapSourceRanges, decodeSource, encodeSource) },
-		func() (int, error) { return expelFrom[uint8](d, bpfMapServiceCidrs, decodeCIDR, encodeCIDR) },
-		func() (int, error) { return expelFrom[bpfProblem](d, bpfMapProblems, decodeObjectKey, encodeObjectKey) },
+		func() (int, error) { return expelFrom(d, bpfMapMembers, foreign[uint8](decodeMember, encodeMember)) },
+		func() (int, error) {
+			return expelFrom(d, bpfMapSourceRanges, foreign[uint8](decodeSource, encodeSource))
+		},
+		func() (int, error) { return expelFrom(d, bpfMapServiceCidrs, foreign[uint8](decodeCIDR, encodeCIDR)) },
+		func() (int, error) {
+			return expelFrom(d, bpfMapProblems, foreign[bpfProblem](decodeObjectKey, encodeObjectKey))
+		},
+		func() (int, error) {
+			return expelFrom(d, bpfMapNames, func(_ *uint32, v *bpfServiceName) bool { return nameless(v) })
+		},
 	} {
 		removed, failed := expel()
 		n, err = n+removed, errors.Join(err, failed)
@@ -49,16 +59,24 @@ func (d *Datapath) ExpelStrangers() (n int, err error) {
 	return n, err
 }
 
-// expelFrom is ExpelStrangers for one table, whose values have the size of V.
-func expelFrom[V any, K comparable, T any](d *Datapath, table string, decode func(K) T, encode func(T) K) (n int, err error) {
-	var strangers []K
-	err = each(d.maps[table], func(k *K, _ *V) {
-		if !ours(*k, decode, encode) {
-			strangers = append(strangers, *k)
+// nameless tells whether a row of names says nothing.
+func nameless(n *bpfServiceName) bool { return decodeServiceName(n) == (lb.ServicePort{}) }
+
+// foreign returns what tells the rows whose keys are not ours.
+func foreign[V any, K comparable, T any](decode func(K) T, encode func(T) K) func(*K, *V) bool {
+	return func(k *K, _ *V) bool { return !ours(*k, decode, encode) }
+}
+
+// expelFrom is ExpelStrangers for one table.
+func expelFrom[K, V any](d *Datapath, table string, stranger func(*K, *V) bool) (n int, err error) {
+	var keys []K
+	err = each(d.maps[table], func(k *K, v *V) {
+		if stranger(k, v) {
+			keys = append(keys, *k)
 		}
 	})
-	for _, key := range strangers {
-		removed, failed := d.remove(table, decode(key), &key)
+	for _, key := range keys {
+		removed, failed := d.remove(table, "a stranger's row", &key)
 		if removed {
 			n++
 		}

@@ -52,6 +52,7 @@ func TestRowsOfStrangersAreLeftOutAndDeleted(t *testing.T) {
 		{"a source range for two services", bpfMapSourceRanges, &bpfSourceKey{Prefixlen: 31}, present},
 		{"bits behind a prefix", bpfMapServiceCidrs, &hostBits, present},
 		{"text after the end of a name", bpfMapProblems, &behind, &bpfProblem{}},
+		{"a service ID without a name", bpfMapNames, uint32(0), &bpfServiceName{Pad: [2]uint8{1}}},
 		{"a name without end", bpfMapProblems, &endless, &bpfProblem{}},
 	}
 	for _, s := range strangers {
@@ -59,6 +60,9 @@ func TestRowsOfStrangersAreLeftOutAndDeleted(t *testing.T) {
 			t.Fatalf("%s: %v", s.name, err)
 		}
 	}
+	unknown, err := d.service(81)
+	fatal(t, err)
+	unknown.Options = 1 << 63
 	same := func(when string) {
 		t.Helper()
 		got, err := d.Load()

@@ -422,9 +422,9 @@ func (t *Tables) remove(table string, subject, key any) (removed bool, err error
 }
 
 // Load reads all rows. Slots are read where a service's ranges lead, services
-// where a name does or a word is not zero, or where one was not zero in these or
+// where a name does or a word says something, or where one was not zero in these or
 // earlier tables: a range has at least the generation that a range of its service and
-// side has had last. Rows with keys that we cannot have written are left out: see
+// side has had last. Rows that we cannot have written are left out: see
 // ExpelStrangers. It can be called while another
 // process writes; rows may then be from before or after. In the process that
 // writes it also repairs what is derived from rows, unless one is written
@@ -434,7 +434,9 @@ func (t *Tables) Load() (lb.Tables, error) {
 	err := errors.Join(
 		t.loadGated(out),
 		each(t.maps[bpfMapNames], func(k *uint32, v *bpfServiceName) {
-			out.Names[lb.ServiceID(*k)] = decodeServiceName(v)
+			if !nameless(v) {
+				out.Names[lb.ServiceID(*k)] = decodeServiceName(v)
+			}
 		}),
 		eachOurs(t.maps[bpfMapMembers], decodeMember, encodeMember, func(m lb.Member, _ *uint8) {
 			out.Members[m] = struct{}{}
@@ -473,7 +475,8 @@ func (t *Tables) loadServices(out lb.Tables) error {
 				row.Sides[side].Generation = had
 			}
 		}
-		if _, named := out.Names[id]; s == (bpfService{}) && row == (lb.ServiceRow{}) && !named {
+		// Bits that mean nothing make no row, or it would never be what is wanted.
+		if _, named := out.Names[id]; row == (lb.ServiceRow{}) && !named {
 			continue
 		}
 		out.Services[id] = row
