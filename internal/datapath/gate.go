@@ -122,6 +122,7 @@ type gate struct {
 	cidrs   map[netip.Prefix]bool
 	all     int    // how many of cidrs need every bit
 	changes uint64 // rows written or deleted so far
+	mended  int    // words that repair has found wrong so far
 }
 
 // newGate returns the gate of a map that is in memory. It knows no rows yet: see
@@ -181,10 +182,15 @@ func (g *gate) releaseCIDR(p netip.Prefix) {
 }
 
 // restore makes every word what the rows need: bits that are missing first, then
-// those that nobody needs. Words that are right are not written.
-func (g *gate) restore() {
+// those that nobody needs. Words that are right are not written. It returns how many
+// were not.
+func (g *gate) restore() (wrong int) {
 	for i := range g.words {
-		if want := g.want(i); want&^atomic.LoadUint64(&g.words[i]) != 0 {
+		want, is := g.want(i), atomic.LoadUint64(&g.words[i])
+		if want != is {
+			wrong++
+		}
+		if want&^is != 0 {
 			atomic.OrUint64(&g.words[i], want)
 		}
 	}
@@ -193,6 +199,7 @@ func (g *gate) restore() {
 			atomic.AndUint64(&g.words[i], want)
 		}
 	}
+	return wrong
 }
 
 func (g *gate) want(word int) (bits uint64) {
@@ -242,5 +249,13 @@ func (g *gate) repair(version uint64, frontends map[lb.FrontendKey]lb.Frontend, 
 			g.all++
 		}
 	}
-	g.restore()
+	g.mended += g.restore()
+}
+
+// GateRepairs returns how many words of the gate Load has found wrong so far. It is
+// for the process that writes.
+func (t *Tables) GateRepairs() int {
+	t.gate.mu.Lock()
+	defer t.gate.mu.Unlock()
+	return t.gate.mended
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -93,10 +94,12 @@ type Datapath struct {
 	// sockets that are not bound to an address.
 	NoClientAddress error
 
+	config    Config
 	programs  map[string]*ebpf.Program
+	walking   sync.RWMutex // held for reading while an iterator is used
 	iterators map[string]*ebpf.Program
-	root      string
 	lock      *os.File
+	pins      []pin // nil until KeepPins
 }
 
 // ErrNotBPFFS says that a root is not on a BPF file system.
@@ -156,7 +159,7 @@ func open(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{Resized: resized, Switching: switching, root: cfg.Root}
+	d := &Datapath{Resized: resized, Switching: switching, config: cfg}
 	if err := d.load(cfg, split(spec), opened); err != nil {
 		closePrograms(d.programs)
 		closeMaps(opened)
@@ -191,7 +194,7 @@ func (d *Datapath) load(cfg Config, parts parts, opened map[string]*ebpf.Map) (e
 
 // Serve notes that service IDs mean from now on what our tables say. The caller has
 // filled them, if Switching, and puts our programs on hooks next.
-func (d *Datapath) Serve() error { return setServing(d.root) }
+func (d *Datapath) Serve() error { return setServing(d.config.Root) }
 
 // parts are a specification for each kind of program: what every kernel must load,
 // and what helps where it does.

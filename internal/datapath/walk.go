@@ -52,6 +52,8 @@ type UDPSocket struct {
 // WalkOrigins returns one Origin for each UDP socket that remembers anything, in
 // all network namespaces.
 func (d *Datapath) WalkOrigins() ([]Origin, error) {
+	d.walking.RLock()
+	defer d.walking.RUnlock()
 	records, err := walk[bpfOriginRecord](d.iterators[bpfProgIterOrigins], d.maps[bpfMapOrigins])
 	if err != nil {
 		return nil, fmt.Errorf("walk the storage of UDP sockets: %w", err)
@@ -73,6 +75,8 @@ func (d *Datapath) WalkOrigins() ([]Origin, error) {
 // are connected to a backend that has gone, or to a VIP that SetAnswered named,
 // and ends them where the kernel can.
 func (d *Datapath) WalkUDP() ([]UDPSocket, error) {
+	d.walking.RLock()
+	defer d.walking.RUnlock()
 	records, err := walk[bpfUdpRecord](d.iterators[bpfProgIterUdp], nil)
 	if err != nil {
 		return nil, fmt.Errorf("walk UDP sockets: %w", err)
