@@ -317,8 +317,8 @@ func (w *clsact) removeQdiscs() error {
 }
 
 // inspect looks at the devices whose filters or qdiscs have changed since the last
-// time.
-func (w *clsact) inspect(hooks map[place]hook) (lost []place, err error) {
+// time. One with our name that somebody has put in its place it takes for ours.
+func (w *clsact) inspect(hooks map[place]hook) (lost, replaced []place, err error) {
 	changed, all, err := w.changes()
 	errs := []error{err}
 	for at := range hooks {
@@ -331,7 +331,7 @@ func (w *clsact) inspect(hooks map[place]hook) (lost []place, err error) {
 			lost = append(lost, at)
 		}
 	}
-	return lost, errors.Join(errs...)
+	return lost, nil, errors.Join(errs...)
 }
 
 // changes returns the devices of which the kernel has told since the last call,

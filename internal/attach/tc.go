@@ -72,9 +72,10 @@ type way interface {
 	// attach returns a new hook, or one that another process has made meanwhile,
 	// with the program in it. The error is ENODEV when the device is gone.
 	attach(place, *ebpf.Program) (hook, error)
-	// inspect returns the places whose programs are not there any more, and does
-	// what it can to keep the others.
-	inspect(map[place]hook) (lost []place, err error)
+	// inspect returns the places whose programs are not there any more, and those
+	// where somebody had put another one and ours is back. It does what it can to
+	// keep the others.
+	inspect(map[place]hook) (lost, replaced []place, err error)
 	close() error
 }
 
@@ -156,7 +157,7 @@ func (t *TC) Apply(devices []Device) (attached int, err error) {
 }
 
 // Check puts back the programs that somebody else has removed from the devices of
-// the last Apply, and tries again those that could not be attached. restored
+// the last Apply, or has put others in the place of, and tries again those that could not be attached. restored
 // names the former, like "eth0 ingress".
 func (t *TC) Check() (restored []string, err error) {
 	t.mu.Lock()
@@ -164,14 +165,14 @@ func (t *TC) Check() (restored []string, err error) {
 	if t.want == nil {
 		return nil, nil
 	}
-	lost, err := t.way.inspect(t.hooks)
+	lost, replaced, err := t.way.inspect(t.hooks)
 	errs := []error{err}
 	for _, at := range lost {
 		errs = append(errs, t.drop(at))
 	}
 	added, err := t.fill()
-	for _, at := range added {
-		if d, there := t.want[at]; there && slices.Contains(lost, at) {
+	for _, at := range append(replaced, added...) {
+		if d, there := t.want[at]; there && (slices.Contains(lost, at) || slices.Contains(replaced, at)) {
 			restored = append(restored, d.Name+" "+string(at.dir))
 		}
 	}

@@ -26,9 +26,25 @@ type tcx struct {
 type tcxHook struct {
 	link link.Link
 	pin  string
+	prog *ebpf.Program  // what we have put in it, nil for nothing
+	id   ebpf.ProgramID // of prog, 0 when it is not known
 }
 
-func (h *tcxHook) update(prog *ebpf.Program) error { return h.link.Update(prog) }
+func (h *tcxHook) update(prog *ebpf.Program) error {
+	if err := h.link.Update(prog); err != nil {
+		return err
+	}
+	h.holds(prog)
+	return nil
+}
+
+// holds notes that our program is in the link.
+func (h *tcxHook) holds(prog *ebpf.Program) {
+	h.prog, h.id = prog, 0
+	if info, err := prog.Info(); err == nil {
+		h.id, _ = info.ID()
+	}
+}
 
 func (h *tcxHook) close() error { return h.link.Close() }
 
@@ -45,16 +61,16 @@ func (h *tcxHook) detach() error {
 
 // device returns the index of the device that the link is on: 0 when that is gone
 // or somebody has detached the link by force.
-func (h *tcxHook) device() (index int, attach ebpf.AttachType, err error) {
+func (h *tcxHook) device() (index int, attach ebpf.AttachType, prog ebpf.ProgramID, err error) {
 	info, err := h.link.Info()
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	extra := info.TCX()
 	if extra == nil {
-		return 0, 0, errors.New("not a tcx link")
+		return 0, 0, 0, errors.New("not a tcx link")
 	}
-	return int(extra.Ifindex), ebpf.AttachType(extra.AttachType), nil
+	return int(extra.Ifindex), ebpf.AttachType(extra.AttachType), info.Program, nil
 }
 
 // pinOf returns the name of the pin for a place.
@@ -110,7 +126,7 @@ func (w *tcx) load(at place) (*tcxHook, error) {
 		return nil, fmt.Errorf("open pinned link %s: %w", pin, err)
 	}
 	h := &tcxHook{link: l, pin: pin}
-	index, attach, err := h.device()
+	index, attach, _, err := h.device()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("look at pinned link %s: %w", pin, err), l.Close())
 	}
@@ -145,7 +161,9 @@ func (w *tcx) attach(at place, prog *ebpf.Program) (hook, error) {
 		}
 		return nil, fmt.Errorf("pin link %s: %w", pin, err)
 	}
-	return &tcxHook{link: l, pin: pin}, nil
+	h := &tcxHook{link: l, pin: pin}
+	h.holds(prog)
+	return h, nil
 }
 
 // takeOver puts the program on the link that another process has pinned for the
@@ -188,22 +206,25 @@ func (w *tcx) inherit(at place, prog *ebpf.Program) (hook, error) {
 
 // inspect asks each link where it is: nobody tells when one is detached. Pins that
 // somebody has removed are made again.
-func (w *tcx) inspect(hooks map[place]hook) (lost []place, err error) {
+func (w *tcx) inspect(hooks map[place]hook) (lost, replaced []place, err error) {
 	pinned, err := w.pins()
 	errs := []error{err}
 	for at, h := range hooks {
 		h := h.(*tcxHook)
-		index, _, err := h.device()
+		index, _, prog, err := h.device()
 		switch {
 		case err != nil:
 			errs = append(errs, fmt.Errorf("look at link %s: %w", h.pin, err))
 		case index == 0:
 			lost = append(lost, at)
+		case h.id != 0 && prog != h.id:
+			replaced = append(replaced, at)
+			errs = append(errs, h.update(h.prog))
 		case pinned != nil && !pinned[pinOf(at)]:
 			errs = append(errs, h.link.Unpin(), h.link.Pin(h.pin))
 		}
 	}
-	return lost, errors.Join(errs...)
+	return lost, replaced, errors.Join(errs...)
 }
 
 // pins returns the names of what is in the directory, which it makes if it is
