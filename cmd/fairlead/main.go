@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fairlead-lb/fairlead/internal/agent"
+	"github.com/fairlead-lb/fairlead/internal/probe"
 )
 
 func main() {
@@ -24,6 +25,9 @@ func main() {
 // run executes a command line and returns the exit code: 0, or 1 after one line
 // on stderr.
 func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == probe.Command { // started by an agent, not by people
+		return probe.Main(args[1:], stdout)
+	}
 	root := newRootCommand()
 	root.SetArgs(args)
 	root.SetOut(stdout)

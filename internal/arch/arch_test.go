@@ -39,6 +39,7 @@ var ours = map[string][]string{
 	"internal/health":     {"internal/lb", "internal/logfield"},
 	"internal/metrics":    {"internal/lb", "internal/logfield"},
 	"internal/privileges": {},
+	"internal/probe":      {},
 	"internal/sandbox":    {},
 	"internal/agent":      {all},
 	"cmd/fairlead":        {all},
@@ -56,7 +57,7 @@ var libraries = map[string][]string{
 	"k8s.io/client-go": {"internal/reflector", "internal/testutil", "internal/testutil/controlplane"},
 
 	"github.com/vishvananda/netlink": {
-		"internal/attach", "internal/sockets", "internal/sandbox", "internal/testutil",
+		"internal/attach", "internal/probe", "internal/sockets", "internal/sandbox", "internal/testutil",
 	},
 }
 

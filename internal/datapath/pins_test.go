@@ -38,9 +38,9 @@ func TestPinsAreKept(t *testing.T) {
 		want int // maps that are pinned anew
 	}{
 		{"nothing happens", func() error { return nil }, 0},
-		{"a pin is removed", func() error { return os.Remove(mapPath(root, "frontends")) }, 1},
+		{"a pin is removed", func() error { return os.Remove(MapPath(root, "frontends")) }, 1},
 		{"two pins change places", func() error {
-			return unix.Renameat2(unix.AT_FDCWD, mapPath(root, "frontends"), unix.AT_FDCWD, mapPath(root, "members"), unix.RENAME_EXCHANGE)
+			return unix.Renameat2(unix.AT_FDCWD, MapPath(root, "frontends"), unix.AT_FDCWD, MapPath(root, "members"), unix.RENAME_EXCHANGE)
 		}, 2},
 		{"the root is removed", func() error { return os.RemoveAll(root) }, count},
 		{"another file system is mounted", func() error {

@@ -112,6 +112,7 @@ func moveProcess(pid int, cgroup string) error {
 func (c *Cgroup) Close() error {
 	var err error
 	for end := time.Now().Add(cgroupTimeout); ; time.Sleep(10 * time.Millisecond) {
+		c.removeChildren()
 		err = unix.Rmdir(c.path)
 		if err == nil || errors.Is(err, unix.ENOENT) {
 			return nil
@@ -121,6 +122,17 @@ func (c *Cgroup) Close() error {
 		}
 		if err := c.evict(); err != nil {
 			return fmt.Errorf("remove cgroup %s: %w", c.path, err)
+		}
+	}
+}
+
+// removeChildren removes cgroups below this one that nobody is in any more: what an
+// agent that was killed has left.
+func (c *Cgroup) removeChildren() {
+	entries, _ := os.ReadDir(c.path)
+	for _, e := range entries {
+		if e.IsDir() {
+			_ = unix.Rmdir(filepath.Join(c.path, e.Name()))
 		}
 	}
 }
