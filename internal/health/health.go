@@ -22,6 +22,7 @@ type Tracker struct {
 	applies  uint64
 	queued   time.Time // when the oldest change that is not in the kernel came; zero if none
 	last     time.Time // when the tables were last brought up to date
+	problem  string    // why the tables are of no use, "" while they are
 	observer Observer
 }
 
@@ -55,6 +56,16 @@ func (t *Tracker) SetNodeEligible(eligible bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.leaving = !eligible
+}
+
+// SetProblem notes why connections are not translated although the tables are up to
+// date; "" says that they are, or that it is not known. Only /healthz tells of it:
+// to start anew would not help, and health check node ports are for clients whom
+// packets bring, not sockets on this node.
+func (t *Tracker) SetProblem(problem string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.problem = problem
 }
 
 // Queued notes that a change has arrived. Changes before the first sync do not
@@ -123,6 +134,8 @@ type body struct {
 	// status code does.
 	Healthy bool              `json:"healthy"`
 	Status  map[string]family `json:"status"`
+	// Problem is ours: kube-proxy has no such field.
+	Problem string `json:"problem,omitempty"`
 }
 
 // newBody returns the body of an answer with code. LastUpdated is the time of the
@@ -141,14 +154,15 @@ func (t *Tracker) newBody(now time.Time, healthy bool, code int) body {
 }
 
 // Healthz answers 200 while the tables are kept up to date and the node is
-// eligible. It answers 503 otherwise and before the first sync is in the kernel.
+// eligible. It answers 503 otherwise, before the first sync is in the kernel, and
+// while there is a problem, which it names.
 func (t *Tracker) Healthz(w http.ResponseWriter, _ *http.Request) {
 	t.mu.Lock()
 	now, eligible := t.now(), !t.leaving
-	healthy := t.healthy(now) && t.synced
+	healthy := t.healthy(now) && t.synced && t.problem == ""
 	code := statusCode(healthy && eligible)
 	b := t.newBody(now, healthy, code)
-	b.NodeEligible = &eligible
+	b.NodeEligible, b.Problem = &eligible, t.problem
 	observe := t.observer.Healthz
 	t.mu.Unlock()
 	answer(w, code, b, observe)

@@ -6,6 +6,7 @@ package health
 import (
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -85,6 +86,15 @@ func TestAnswers(t *testing.T) {
 		{"an eligible node does not make up for a sync that is missing", func(tr *tracked) {
 			tr.SetNodeEligible(true)
 		}, 503, 200},
+		{"connections that are not translated are for healthz alone", func(tr *tracked) {
+			tr.Applied()
+			tr.SetProblem("not translated")
+		}, 503, 200},
+		{"which may be over", func(tr *tracked) {
+			tr.Applied()
+			tr.SetProblem("not translated")
+			tr.SetProblem("")
+		}, 200, 200},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tr := newTracked(timeout)
@@ -133,6 +143,10 @@ func TestBodies(t *testing.T) {
 			`{"lastUpdated":` + now + `,"currentTime":` + now + `,"healthy":true,` + well},
 		{"before the first sync healthz has the time of the start", func(tr *tracked) { tr.pass(time.Minute) },
 			`{"lastUpdated":` + synced + `,"currentTime":` + now + `,"nodeEligible":true,"healthy":false,` + stuck,
+			`{"lastUpdated":` + now + `,"currentTime":` + now + `,"healthy":true,` + well},
+		{"a problem is named after all that kube-proxy has", func(tr *tracked) { tr.quiet(); tr.SetProblem("not translated") },
+			`{"lastUpdated":` + synced + `,"currentTime":` + now + `,"nodeEligible":true,"healthy":false,` +
+				strings.TrimSuffix(stuck, "}") + `,"problem":"not translated"}`,
 			`{"lastUpdated":` + now + `,"currentTime":` + now + `,"healthy":true,` + well},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
