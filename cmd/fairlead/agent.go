@@ -75,7 +75,7 @@ what the kernel holds; "fairlead cleanup" removes that.`,
 	fs.StringVar(&f.healthz, "healthz-bind-address", "0.0.0.0:10256", "`ADDRESS` of /healthz and /livez; empty for none")
 	fs.StringVar(&f.metrics, "metrics-bind-address", "127.0.0.1:10249", "`ADDRESS` of /metrics, /proxyMode and /configz; empty for none")
 	fs.StringVar(&f.socket, "socket", "", "Unix socket `FILE` that fairlead explain asks (default: in /run/fairlead, by --bpf-root)")
-	fs.DurationVar(&f.repairEvery, "repair-interval", 5*time.Minute, "time between two comparisons of the kernel with what is wanted")
+	fs.DurationVar(&f.repairEvery, "repair-interval", time.Minute, "time between two comparisons of the kernel with what is wanted")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "json", "json or console")
 	fs.Uint32Var(&f.sizes.Frontends, "max-frontends", 131072, "rows for addresses and ports, and one for each ClusterIP")

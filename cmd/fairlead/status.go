@@ -27,14 +27,16 @@ func newStatusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Tell whether this node is served",
 		Long: `Tells whether the programs are attached, and to which cgroup; whether an agent
-is running and when it last brought the kernel's tables up to date; on how many
-devices the packet path is; and what this kernel offers. Needs root.
+is running, when it last brought the kernel's tables up to date and what its own
+connections show; on how many devices the packet path is; and what this kernel
+offers. Needs root.
 
 The exit code is 0 only if all hooks are attached to the agent's cgroup (to that
-of --cgroup-root, if given), an agent is running, it has synced, and the packet
-path is off or on all its devices. Otherwise it is 1 and standard error says
-why. While no agent is running, connections go on being served with the backends
-the kernel knows.
+of --cgroup-root, if given), an agent is running, it has synced, its own
+connections are translated where that can be probed, and the packet path is off
+or on all its devices. Otherwise it is 1 and standard error says why. While no
+agent is running, connections go on being served with the backends the kernel
+knows.
 
 A cgroup that is not the node's root is told but no failure, since an agent
 attaches to one only when --cgroup-root says so. Services with a problem are
@@ -82,6 +84,8 @@ type statusReport struct {
 	// Source is where the agent hears of Services; null when none answers.
 	Source  *agent.SourceState `json:"source"`
 	Packets packetStatus       `json:"packetPath"`
+	// Probe is what the agent's own connections have shown; null when no agent says.
+	Probe *agent.ProbeState `json:"selfProbe"`
 	// Lacks are the capabilities that the running agent could use and does not
 	// have; null when it does not say.
 	Lacks  []agent.Lack `json:"lacks"`
@@ -157,6 +161,11 @@ func readStatus(ctx context.Context, bpfRoot, cgroupRoot string) (statusReport, 
 		return report, err
 	}
 	report.Lacks = readLacks(ctx, bpfRoot, running)
+	if running {
+		if probed, err := agent.AskProbe(ctx, agent.SocketPath(bpfRoot)); err == nil {
+			report.Probe = &probed
+		}
+	}
 	for _, s := range attach.Check(func(hook string) string { return datapath.LinkPath(bpfRoot, hook) }) {
 		hook := hookStatus{Name: s.Hook, Attached: s.Err == nil, CgroupID: s.CgroupID}
 		if s.Err != nil {
@@ -253,6 +262,9 @@ func (r *statusReport) judge() {
 	if r.LastSync == nil {
 		r.Problems = append(r.Problems, "the agent has not synced yet")
 	}
+	if r.Probe != nil && r.Probe.Problem != "" {
+		r.Problems = append(r.Problems, "self-probe: "+r.Probe.Problem)
+	}
 	if problem := r.Packets.problem(); problem != "" {
 		r.Problems = append(r.Problems, "packet path: "+problem)
 	}
@@ -324,6 +336,9 @@ func (r *statusReport) write(w io.Writer, now time.Time) error {
 	if text := sourceText(r.Source); text != "" {
 		lines = append(lines, [2]string{"api server", text})
 	}
+	if r.Probe != nil {
+		lines = append(lines, [2]string{"self-probe", probeLine(*r.Probe, now)})
+	}
 	for i, text := range r.Packets.lines() {
 		lines = append(lines, [2]string{[]string{"packets", ""}[min(i, 1)], text})
 	}
@@ -363,6 +378,18 @@ func sourceText(s *agent.SourceState) string {
 		text += "; a list that takes the last endpoints of many Services is held until it has been said again"
 	}
 	return text
+}
+
+// probeLine says what an agent's own connections have shown.
+func probeLine(s agent.ProbeState, now time.Time) string {
+	switch {
+	case s.Problem != "":
+		return s.Problem
+	case s.Unknown != "":
+		return s.Unknown
+	default:
+		return "a connection was translated " + ago(s.Translated, now)
+	}
 }
 
 // String says what there is of the version and what that means.

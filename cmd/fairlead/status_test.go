@@ -35,6 +35,20 @@ func healthyReport(now time.Time) statusReport {
 	}
 }
 
+func TestProbeIsToldInOneLine(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	at := now.Add(-7 * time.Second)
+	for want, state := range map[string]agent.ProbeState{
+		"a connection was translated 7s ago": {Translated: &at},
+		"not translated":                     {Translated: &at, Problem: "not translated"},
+		"cannot be probed":                   {Unknown: "cannot be probed"},
+	} {
+		if got := probeLine(state, now); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 func TestJudge(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -105,6 +119,20 @@ func TestJudge(t *testing.T) {
 			name: "one that is off is what the agent was told",
 			change: func(r *statusReport) {
 				r.Packets = packetStatus{}
+			},
+			want: []string{},
+		},
+		{
+			name: "connections that are not translated are one",
+			change: func(r *statusReport) {
+				r.Probe = &agent.ProbeState{Problem: "not translated"}
+			},
+			want: []string{"self-probe: not translated"},
+		},
+		{
+			name: "not to know it is none",
+			change: func(r *statusReport) {
+				r.Probe = &agent.ProbeState{Unknown: "cannot be probed"}
 			},
 			want: []string{},
 		},

@@ -97,6 +97,9 @@ type agent struct {
 	ender      *sockets.Ender
 	sweeper    *flows.Sweeper
 	devices    *devices // nil without a packet path
+	guardian   *guardian
+	selfProbe  *selfProbe
+	proven     proven
 	health     *health.Tracker
 	metrics    *metrics.Metrics
 	state      datapath.AgentState
@@ -115,14 +118,15 @@ type agent struct {
 
 	synced        synced
 	guard         guard
-	applied       bool   // the first complete apply is in the kernel
-	filled        signal // the tables say which backends serve
-	cgroup        attach.Cgroup
-	switching     bool   // programs of another version serve, ours do not yet
-	tookOver      bool   // other versions have no hooks any more
-	switchFailing string // what was logged of it last
-	alone         signal // ... nor programs on devices; they have nothing that remembers services
-	fresh         bool   // the tables held nothing when we started
+	applied       bool          // the first complete apply is in the kernel
+	filled        signal        // the tables say which backends serve
+	cgroup        attach.Cgroup // where the hooks are or are to be
+	cgroupRoot    string        // as configured
+	switching     bool          // programs of another version serve, ours do not yet
+	tookOver      bool          // other versions have no hooks any more
+	switchFailing string        // what was logged of it last
+	alone         signal        // ... nor programs on devices; they have nothing that remembers services
+	fresh         bool          // the tables held nothing when we started
 	lastApply     time.Time
 	failing       map[lb.Name]string // what has been logged of it
 	refused       map[lb.Name]string // and of what limits keep from it
@@ -135,7 +139,8 @@ type agent struct {
 	byFlows       found
 	packets       PacketState // where there are no devices
 
-	repairEvery time.Duration
+	repairEvery  time.Duration
+	clusterCIDRs []netip.Prefix
 
 	// What others send.
 	events    chan reflector.Event
@@ -185,7 +190,7 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	}); err != nil {
 		return err
 	}
-	a.cgroup = cgroup
+	a.cgroup, a.cgroupRoot = cgroup, cfg.CgroupRoot
 	if err := a.attachAtStart(); err != nil {
 		return err
 	}
@@ -214,6 +219,7 @@ func (a *agent) start(ctx context.Context, cfg Config) error {
 			a.devices.ready.give() // the tables serve already
 		}
 	}
+	a.running.Go(func() { a.selfProbe.run(ctx) })
 	a.running.Go(func() { watch(ctx, a.events, a.health) })
 	a.running.Go(func() { watchAddresses(ctx, a.addresses, a.log) })
 	a.running.Go(func() { setConntrack(ctx, cfg.Conntrack, cfg.RepairEvery, a.log) })
@@ -257,6 +263,9 @@ func (a *agent) leave() {
 	done := make(chan struct{})
 	go func() {
 		a.running.Wait()
+		if a.guardian != nil {
+			a.guardian.close()
+		}
 		a.answering.Lock()
 		a.left = true
 		a.answering.Unlock()
@@ -331,6 +340,7 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 		retry:        time.NewTimer(time.Hour),
 		retryAfter:   retryFirst,
 		repairEvery:  cfg.RepairEvery,
+		clusterCIDRs: cfg.Packets.ClusterCIDRs,
 		events:       make(chan reflector.Event, 1024),
 		addresses:    make(chan []netip.Addr),
 		asks:         make(chan ask),
@@ -343,6 +353,7 @@ func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.L
 	a.health.SetNodeEligible(cfg.NodeOptional)
 	a.health.Observe(health.Observer{Healthz: a.metrics.Healthz, Livez: a.metrics.Livez})
 	a.ports = health.NewServers(a.health.Healthy, portReport(cfg.NodeName, cfg.Recorder, log))
+	a.selfProbe = newSelfProbe(cfg, a)
 	a.ender = sockets.NewEnder(dp, func(r sockets.Report) {
 		select {
 		case a.reports <- r:
@@ -384,6 +395,8 @@ func (a *agent) adopt(state datapath.AgentState) error {
 func (a *agent) run(ctx context.Context, ended <-chan error) error {
 	repair := time.NewTicker(a.repairEvery)
 	defer repair.Stop()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -410,6 +423,10 @@ func (a *agent) run(ctx context.Context, ended <-chan error) error {
 			a.takeOver(r)
 		case <-repair.C:
 			a.repair()
+		case <-look.C:
+			a.lookAfter()
+		case answer := <-a.selfProbe.ask:
+			answer <- a.probeTasks()
 		case r := <-a.reports:
 			a.walked(r)
 		case r := <-a.sweepings:

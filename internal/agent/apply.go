@@ -101,44 +101,6 @@ func portReport(node string, recorder reflector.Recorder, log *zap.Logger) func(
 	}
 }
 
-// repair compares what the kernel really holds with what is wanted.
-func (a *agent) repair() {
-	if !a.applied || a.guard.holds() {
-		return
-	}
-	start := time.Now()
-	a.expelStrangers()
-	held, err := a.datapath.Load()
-	if err != nil {
-		a.log.Warn("repair: the kernel's tables cannot be read", logfield.Error(err))
-		return
-	}
-	// Against what we have written, not against what is wanted: a Service that
-	// cannot be written is no damage.
-	if n := held.Differences(a.reconciler.Tables()); n > 0 {
-		a.metrics.RepairedRows.Add(float64(n))
-		a.log.Warn("rows were missing or wrong in the kernel; repairing them", logfield.Count(n))
-	}
-	a.reconciler.Adopt(held)
-	r := a.reconciler.ApplyAll(a.store.All())
-	a.finish(start, r, true)
-	a.takeOver(r)
-	a.forgetAffinities()
-	a.askWalk(nil)
-}
-
-// expelStrangers deletes what only somebody else can have written into the tables.
-func (a *agent) expelStrangers() {
-	n, err := a.datapath.ExpelStrangers()
-	if n > 0 {
-		a.metrics.RepairedRows.Add(float64(n))
-		a.log.Warn("somebody else has written rows into the kernel's tables; deleted them", logfield.Count(n))
-	}
-	if err != nil {
-		a.log.Warn("rows that somebody else has written cannot be deleted", logfield.Error(err))
-	}
-}
-
 // finish does what follows from an apply.
 func (a *agent) finish(start time.Time, r reconciler.Result, full bool) {
 	a.lastApply = time.Now()

@@ -41,6 +41,9 @@ type devices struct {
 		Close() error
 	}
 	count    func(restored int)
+	mend     func([]datapath.Device) (mended int, err error) // makes the rows these
+	mendRows time.Duration                                   // how often; 0 for never
+	mendedAt time.Time
 	takeOver func() // takes away what other versions have left on devices
 
 	lists  chan listing
@@ -213,6 +216,7 @@ func (d *devices) tend(ticked bool) {
 	if d.behind {
 		err = d.apply() // tries again what check has failed in
 	}
+	d.checkRows()
 	d.failed(err)
 	d.publish(err)
 	if err == nil && !d.begun {
@@ -223,6 +227,22 @@ func (d *devices) tend(ticked bool) {
 		}
 	}
 	d.checkForwarding()
+}
+
+// checkRows puts right, now and then, rows that somebody else has changed.
+func (d *devices) checkRows() {
+	if d.mendRows == 0 || d.behind || time.Since(d.mendedAt) < d.mendRows {
+		return
+	}
+	d.mendedAt = time.Now()
+	rows := slices.Collect(maps.Values(d.held))
+	mended, err := d.mend(rows)
+	if err != nil {
+		d.log.Warn("repair: rows of devices cannot be put right", logfield.Error(err))
+	}
+	if mended > 0 {
+		d.log.Warn(rowsWrong, logfield.Table(devicesTable), logfield.Count(mended))
+	}
 }
 
 // apply brings the kernel up to date. A program is attached after the row of its

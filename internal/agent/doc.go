@@ -9,6 +9,10 @@
 //	                     ▲                                            │
 //	                     └── reports ── sockets.Ender, flows.Sweeper ◀┘
 //
+// What somebody else does to the kernel's part is undone by the same goroutine: the
+// guardian looks after hooks and pins, repair after rows. A goroutine of its own makes
+// connections to prove that all of that has an effect.
+//
 // The devices of the packet path have a goroutine of their own, which attaches
 // programs and keeps them there: that takes time on a node with many pods.
 package agent

@@ -103,6 +103,7 @@ func (a *agent) listenForQuestions(ctx context.Context, path string) {
 	mux.HandleFunc("GET /packets", a.answerPackets)
 	mux.HandleFunc("GET /lacks", a.answerLacks)
 	mux.HandleFunc("GET /source", a.answerSource)
+	mux.HandleFunc("GET /probe", a.answerProbe)
 	log := a.log.With(logfield.Socket(path))
 	failing := false
 	for {

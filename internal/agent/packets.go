@@ -74,6 +74,7 @@ func (a *agent) openPackets(p Packets) error {
 		a.alone.give()
 	}
 	a.devices.count = func(n int) { a.metrics.ProgramsRestored.Add(float64(n)) }
+	a.devices.mendRows, a.devices.mend = a.repairEvery, a.mendDevices
 	return nil
 }
 

@@ -35,7 +35,9 @@ func (a *agent) attachAtStart() error {
 	return nil
 }
 
+// attached begins to look after our programs, which are on all hooks by now.
 func (a *agent) attached() {
+	a.lookFrom(a.cgroup)
 	a.log.Info("hooks attached", logfield.Version(a.state.Version), logfield.Cgroup(a.cgroup.Path), logfield.Count(len(attach.Hooks())))
 }
 

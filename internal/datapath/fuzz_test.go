@@ -293,7 +293,7 @@ func checkJunk(t *testing.T, d *Datapath, data []byte) {
 	if res := adopt().ApplyAll(want); res.Writes+res.Deletes > 0 {
 		t.Errorf("a second agent writes %d rows and deletes %d", res.Writes, res.Deletes)
 	}
-	if n, err := d.ExpelStrangers(); n > 0 || err != nil {
-		t.Errorf("%d rows of strangers were left, %v", n, err)
+	if left, err := d.ExpelStrangers(); len(left) > 0 || err != nil {
+		t.Errorf("rows of strangers were left: %v, %v", left, err)
 	}
 }

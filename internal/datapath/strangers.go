@@ -29,34 +29,32 @@ func eachOurs[K comparable, V, T any](m *ebpf.Map, decode func(K) T, encode func
 }
 
 // ExpelStrangers deletes the rows that we cannot have written, which Load leaves
-// out, and returns how many there were: those whose keys are not ours and names
-// without a name. One in source_ranges can be for all services at once. It is for
-// the goroutine that writes.
-func (d *Datapath) ExpelStrangers() (n int, err error) {
-	for _, expel := range []func() (int, error){
-		func() (int, error) {
-			return expelFrom(d, bpfMapFrontends, foreign[bpfFrontend](decodeFrontendKey, encodeFrontendKey))
-		},
-		func() (int, error) { return expelFrom(d, bpfMapMembers, foreign[uint8](decodeMember, encodeMember)) },
-		func() (int, error) {
-			return expelFrom(d, bpfMapSourceRanges, foreign[uint8](decodeSource, encodeSource))
-		},
-		func() (int, error) { return expelFrom(d, bpfMapServiceCidrs, foreign[uint8](decodeCIDR, encodeCIDR)) },
-		func() (int, error) {
-			return expelFrom(d, bpfMapProblems, foreign[bpfProblem](decodeObjectKey, encodeObjectKey))
-		},
-		func() (int, error) {
-			return expelFrom(d, bpfMapNames, func(_ *uint32, v *bpfServiceName) bool { return nameless(v) })
-		},
+// out, and returns how many each table had, without examples: those whose keys are
+// not ours and names without a name. One in source_ranges can be for all services at
+// once. It is for the goroutine that writes.
+func (d *Datapath) ExpelStrangers() (expelled []lb.Damage, err error) {
+	for _, from := range []struct {
+		table string
+		expel func(*Datapath, string) (int, error)
+	}{
+		{bpfMapFrontends, expelFrom(foreign[bpfFrontend](decodeFrontendKey, encodeFrontendKey))},
+		{bpfMapMembers, expelFrom(foreign[uint8](decodeMember, encodeMember))},
+		{bpfMapSourceRanges, expelFrom(foreign[uint8](decodeSource, encodeSource))},
+		{bpfMapServiceCidrs, expelFrom(foreign[uint8](decodeCIDR, encodeCIDR))},
+		{bpfMapProblems, expelFrom(foreign[bpfProblem](decodeObjectKey, encodeObjectKey))},
+		{bpfMapNames, expelFrom(func(_ *uint32, v *bpfServiceName) bool { return nameless(v) })},
 	} {
-		removed, failed := expel()
-		n, err = n+removed, errors.Join(err, failed)
+		n, failed := from.expel(d, from.table)
+		if n > 0 {
+			expelled = append(expelled, lb.Damage{Table: from.table, Rows: n})
+		}
+		err = errors.Join(err, failed)
 	}
-	if n > 0 {
+	if len(expelled) > 0 {
 		// Whatever is inserted next may take their places.
 		err = errors.Join(err, d.WaitReaders())
 	}
-	return n, err
+	return expelled, err
 }
 
 // nameless tells whether a row of names says nothing.
@@ -67,20 +65,22 @@ func foreign[V any, K comparable, T any](decode func(K) T, encode func(T) K) fun
 	return func(k *K, _ *V) bool { return !ours(*k, decode, encode) }
 }
 
-// expelFrom is ExpelStrangers for one table.
-func expelFrom[K, V any](d *Datapath, table string, stranger func(*K, *V) bool) (n int, err error) {
-	var keys []K
-	err = each(d.maps[table], func(k *K, v *V) {
-		if stranger(k, v) {
-			keys = append(keys, *k)
+// expelFrom returns what deletes the strangers of a table.
+func expelFrom[K, V any](stranger func(*K, *V) bool) func(*Datapath, string) (int, error) {
+	return func(d *Datapath, table string) (n int, err error) {
+		var keys []K
+		err = each(d.maps[table], func(k *K, v *V) {
+			if stranger(k, v) {
+				keys = append(keys, *k)
+			}
+		})
+		for _, key := range keys {
+			removed, failed := d.remove(table, "a stranger's row", &key)
+			if removed {
+				n++
+			}
+			err = errors.Join(err, failed)
 		}
-	})
-	for _, key := range keys {
-		removed, failed := d.remove(table, "a stranger's row", &key)
-		if removed {
-			n++
-		}
-		err = errors.Join(err, failed)
+		return n, err
 	}
-	return n, err
 }

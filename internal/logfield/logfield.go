@@ -62,6 +62,21 @@ func Cgroup(path string) zap.Field { return zap.String("cgroup", path) }
 // NodeCgroup is the cgroup that everything on the node is below.
 func NodeCgroup(path string) zap.Field { return zap.String("nodeCgroup", path) }
 
+// CgroupID is the inode of the cgroup whose processes are served.
+func CgroupID(id uint64) zap.Field { return zap.Uint64("cgroupID", id) }
+
+// OldCgroupID is the inode of the cgroup whose processes were served before.
+func OldCgroupID(id uint64) zap.Field { return zap.Uint64("oldCgroupID", id) }
+
+// Hooks are hooks of the socket path, by name.
+func Hooks(names []string) zap.Field { return zap.Strings("hooks", names) }
+
+// Table is a table of the kernel.
+func Table(name string) zap.Field { return zap.String("table", name) }
+
+// Rows are rows of a table, in the words of inspect.
+func Rows(names []string) zap.Field { return zap.Strings("rows", names) }
+
 // Listener is which of our servers a line is about.
 func Listener(name string) zap.Field { return zap.String("listener", name) }
 

@@ -24,15 +24,18 @@ type Metrics struct {
 
 	kubeProxy
 
-	FailedServices    prometheus.Gauge   // Services that are not in the kernel as they should be
-	RefusedFrontends  prometheus.Gauge   // addresses and ports that Services ask for and nobody gets
-	RepairedRows      prometheus.Counter // rows a repair pass found missing or wrong
-	Warnings          prometheus.Counter // objects or fields left out because they are invalid
+	FailedServices    prometheus.Gauge       // Services that are not in the kernel as they should be
+	RefusedFrontends  prometheus.Gauge       // addresses and ports that Services ask for and nobody gets
+	RepairedRows      *prometheus.CounterVec // rows a repair pass found missing or wrong, by table
+	Warnings          prometheus.Counter     // objects or fields left out because they are invalid
 	SocketsEnded      *prometheus.CounterVec
 	SocketWalksFailed prometheus.Counter
 	ProgramsRestored  prometheus.Counter // programs on devices that somebody else had removed
 	GuardHeld         prometheus.Gauge   // 1 while a list is held that would leave too much without backends
 	GuardHolds        prometheus.Counter // how often that began
+
+	AttachmentsRestored *prometheus.CounterVec // what somebody else had done to hooks and pins
+	ProbeFailures       prometheus.Counter     // connections of our own that were not translated
 
 	flows     *prometheus.GaugeVec
 	snatPorts prometheus.Gauge
@@ -42,6 +45,12 @@ type Metrics struct {
 const (
 	ReasonBackendGone = "backend_gone" // connected to a backend that has left
 	ReasonBackendCame = "backend_came" // connected to a VIP that leads somewhere now
+)
+
+// Labels of AttachmentsRestored, beside the faults of hooks in package attach.
+const (
+	FaultMapUnpinned = "map_unpinned"   // a map's pin was gone or led to something else
+	FaultCgroup      = "cgroup_changed" // the cgroup to attach to has become another one
 )
 
 // Kernel tells what the kernel's maps hold, at the time of a scrape.
@@ -61,8 +70,8 @@ func New(version string, kernel Kernel) *Metrics {
 			"Services that are not in the kernel as they should be; fairlead inspect services says why."),
 		RefusedFrontends: gauge("fairlead_frontends_refused",
 			"Addresses and ports that Services ask for and do not get because they are reserved or outside the ranges allowed."),
-		RepairedRows: counter("fairlead_repaired_rows_total",
-			"Rows that a repair pass found missing or wrong in the kernel. More than 0 means a defect or a second writer."),
+		RepairedRows: counters("fairlead_repaired_rows_total",
+			"Rows that a repair pass found missing or wrong in the kernel. More than 0 means a defect or a second writer.", "table"),
 		Warnings: counter("fairlead_invalid_objects_total",
 			"Warnings about objects or fields that were left out because they are invalid."),
 		SocketsEnded: counters("fairlead_udp_sockets_ended_total",
@@ -75,6 +84,10 @@ func New(version string, kernel Kernel) *Metrics {
 			"1 while a list is held that would take the last endpoints of many Services at once, until the source has said it again."),
 		GuardHolds: counter("fairlead_guard_held_total",
 			"Lists that were held because they would take the last endpoints of many Services at once."),
+		AttachmentsRestored: counters("fairlead_attachments_restored_total",
+			"Hooks and pins of the socket path that somebody else had changed and that are as they should be again.", "fault"),
+		ProbeFailures: counter("fairlead_probe_failures_total",
+			"Probes that found connections to a Service not to be translated; /healthz and fairlead status say why."),
 		flows: gauges("fairlead_flows",
 			"Flows of the packet path, as of a few seconds ago; fairlead inspect flows shows them.", "protocol"),
 		snatPorts: gauge("fairlead_snat_ports_in_use",
@@ -83,12 +96,22 @@ func New(version string, kernel Kernel) *Metrics {
 	// Series that exist from the start can be alerted on.
 	m.SocketsEnded.WithLabelValues(ReasonBackendGone)
 	m.SocketsEnded.WithLabelValues(ReasonBackendCame)
+	for _, table := range []string{
+		"frontends", "services", "slots", "members", "source_ranges", "node_addresses", "service_cidrs", "names", "problems",
+		"devices", "cluster_cidrs", "frontend_gate",
+	} {
+		m.RepairedRows.WithLabelValues(table)
+	}
+	for _, fault := range []string{"detached", "moved", "replaced", "unpinned", FaultMapUnpinned, FaultCgroup} {
+		m.AttachmentsRestored.WithLabelValues(fault)
+	}
 	m.SetFlows(nil, 0)
 	info := gauges("fairlead_build_info", "1, labelled with the version.", "version")
 	info.WithLabelValues(version).Set(1)
 	m.kubeProxy.register(m.registry)
 	m.registry.MustRegister(m.FailedServices, m.RefusedFrontends, m.RepairedRows, m.Warnings,
-		m.SocketsEnded, m.SocketWalksFailed, m.ProgramsRestored, m.GuardHeld, m.GuardHolds, m.flows, m.snatPorts, info, kernelCollector{kernel},
+		m.SocketsEnded, m.SocketWalksFailed, m.ProgramsRestored, m.GuardHeld, m.GuardHolds, m.AttachmentsRestored, m.ProbeFailures,
+		m.flows, m.snatPorts, info, kernelCollector{kernel},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

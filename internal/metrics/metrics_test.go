@@ -52,7 +52,11 @@ func TestPage(t *testing.T) {
 		`fairlead_udp_sockets_ended_total{reason="backend_gone"} 2`,
 		// There from the start, so that a first increase can be alerted on.
 		`fairlead_udp_sockets_ended_total{reason="backend_came"} 0`,
-		`fairlead_repaired_rows_total 0`,
+		`fairlead_repaired_rows_total{table="frontends"} 0`,
+		`fairlead_repaired_rows_total{table="devices"} 0`,
+		`fairlead_attachments_restored_total{fault="detached"} 0`,
+		`fairlead_attachments_restored_total{fault="map_unpinned"} 0`,
+		`fairlead_probe_failures_total 0`,
 		`fairlead_services_failed 0`,
 		`fairlead_flows{protocol="TCP"} 3`,
 		`fairlead_flows{protocol="UDP"} 4`,
