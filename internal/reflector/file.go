@@ -68,6 +68,7 @@ type files struct {
 type version struct {
 	sum      [sha256.Size]byte
 	manifest manifest
+	unread   bool // it could not be read
 }
 
 // NewFile returns a source that reads the Services, EndpointSlices, ServiceCIDRs
@@ -186,22 +187,34 @@ func (f *files) unwatch() {
 	f.watcher, f.watched = nil, nil
 }
 
-// look makes sure that the directory watched is the one the path leads to.
+// look makes sure that the directory watched is the one the path leads to, and tries
+// again what could not be read: nobody tells when it can be.
 func (f *files) look(ctx context.Context, events chan<- Event) {
 	info, err := os.Stat(f.dir)
-	if err == nil && f.watched != nil && os.SameFile(info, f.watched) {
-		return
-	}
-	if err == nil {
-		err = f.watch()
-	} else {
+	same := err == nil && f.watched != nil && os.SameFile(info, f.watched)
+	switch {
+	case err != nil:
 		f.unwatch()
+	case !same:
+		err = f.watch()
+	case !f.troubled && !f.anyUnread():
+		return
 	}
 	if err != nil {
 		f.inTrouble(ctx, events, err)
 		return
 	}
 	f.reload(ctx, events)
+}
+
+// anyUnread tells whether a file could not be read when last tried.
+func (f *files) anyUnread() bool {
+	for _, v := range f.read {
+		if v.unread {
+			return true
+		}
+	}
+	return false
 }
 
 // reload is load for a source that has started: trouble is a warning.
@@ -278,7 +291,7 @@ func (f *files) readFile(name string) (v version, ok bool) {
 	if err != nil {
 		m := manifest{path: path, broken: true, warnings: []Warning{{Object: path, Text: "left out: " + err.Error()}}}
 		m.keep(before.manifest)
-		return version{manifest: m}, true
+		return version{manifest: m, unread: true}, true
 	}
 	sum := sha256.Sum256(data)
 	if sum == before.sum {
@@ -290,7 +303,7 @@ func (f *files) readFile(name string) (v version, ok bool) {
 	for _, o := range m.passedOver {
 		f.log.Debug("object passed over", logfield.File(path), logfield.Object(o))
 	}
-	return version{sum, m}, true
+	return version{sum: sum, manifest: m}, true
 }
 
 // readRegular reads a file. Anything that is not a regular file in the end, such
