@@ -17,7 +17,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead-lb/fairlead/internal/agent"
@@ -134,8 +133,7 @@ func runConfigured(ctx context.Context, given func(flag string) bool, f agentFla
 	if err != nil {
 		return false, err
 	}
-	// Standard error may be a pipe that cannot be synced.
-	defer func() { _ = log.Sync() }()
+	defer func() { _ = log.Sync() }() // never fails
 	redirectKlog.Do(func() { reflector.RedirectKlog(log.Named("client-go")) })
 	log = log.With(logfield.Node(s.agent.NodeName))
 	for _, w := range s.warnings {
@@ -251,28 +249,4 @@ func checkAddress(address string) error {
 		return fmt.Errorf("port %q is not a number from 1 to 65535", port)
 	}
 	return nil
-}
-
-func newLogger(level, format string) (*zap.Logger, error) {
-	l, err := zapcore.ParseLevel(level)
-	if err != nil || l > zapcore.ErrorLevel {
-		return nil, fmt.Errorf("--log-level %q is none of debug, info, warn, error", level)
-	}
-	cfg := zap.NewProductionConfig()
-	cfg.Level = zap.NewAtomicLevelAt(l)
-	cfg.Sampling = nil // every warning counts at 3 a.m.
-	cfg.DisableStacktrace = true
-	cfg.DisableCaller = true
-	cfg.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
-	cfg.EncoderConfig.TimeKey = "time"
-	cfg.EncoderConfig.EncodeDuration = zapcore.StringDurationEncoder
-	switch format {
-	case "json":
-	case "console":
-		cfg.Encoding = "console"
-		cfg.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
-	default:
-		return nil, fmt.Errorf("--log-format %q is neither json nor console", format)
-	}
-	return cfg.Build()
 }
