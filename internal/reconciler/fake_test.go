@@ -35,7 +35,7 @@ type fakeKernel struct {
 	names     map[lb.ServiceID]lb.ServicePort
 	problems  map[lb.Name]lb.Problem
 
-	maxFrontends, maxSources int // 0: no limit
+	maxFrontends, maxSources, maxMembers int // 0: no limit
 	// fails is asked before every call, with the operation and the number of
 	// calls so far.
 	fails  func(op string, call int) bool
@@ -321,6 +321,9 @@ func (k *fakeKernel) SetMember(m lb.Member) error {
 	line := fmt.Sprintf("set member %d %v %v", m.Service, m.Use, m.Backend)
 	if err := k.begin("SetMember", line); err != nil {
 		return err
+	}
+	if k.maxMembers > 0 && len(k.members) >= k.maxMembers {
+		return fmt.Errorf("%s: table is full", line)
 	}
 	if _, exists := k.members[m]; exists {
 		k.errorf("%s: it is there already", line)

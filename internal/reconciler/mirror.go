@@ -125,6 +125,17 @@ func (s *service) slotsOf(r lb.Range, slots map[uint32]lb.Backend) []lb.Backend 
 	return out
 }
 
+// backends returns what any side of s leads to.
+func (s *service) backends() map[lb.Backend]struct{} {
+	out := map[lb.Backend]struct{}{}
+	for _, side := range s.sides {
+		for _, b := range side.slots {
+			out[b] = struct{}{}
+		}
+	}
+	return out
+}
+
 // tables returns the mirror as tables that share nothing with it.
 func (m *mirror) tables() lb.Tables {
 	t := lb.NewTables()

@@ -5,6 +5,7 @@ package reconciler
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/fairlead-lb/fairlead/internal/lb"
 )
@@ -27,7 +28,7 @@ func (p *pass) syncService(sp lb.ServicePort) error {
 	if sourcesErr != nil {
 		return sourcesErr
 	}
-	if err := add(p, &s.members, without(p.wantedMembers(s), s.members), p.kernel.SetMember); err != nil {
+	if err := p.addMembers(s); err != nil {
 		return err
 	}
 	if err := p.setSides(s, &want.Sides); err != nil {
@@ -98,6 +99,34 @@ func (p *pass) wantedMembers(s *service) []lb.Member {
 // wantedSources returns the rows that sources should have for s, sorted.
 func (p *pass) wantedSources(s *service) []lb.Source {
 	return p.want.Services[s.name].SourceRows(s.id)
+}
+
+// addMembers writes the members of s that are missing. When one cannot be written
+// the others are taken back, unless a range leads to their backends: for want of
+// room for all of them s goes on with the backends it has, and what is left of the
+// room is for services that fit.
+func (p *pass) addMembers(s *service) error {
+	missing := without(p.wantedMembers(s), s.members)
+	if len(missing) == 0 {
+		return nil
+	}
+	done, err := each(missing, p.kernel.SetMember)
+	p.result.Writes += done
+	s.members = union(s.members, missing[:done])
+	if err == nil {
+		return nil
+	}
+	chosen := s.backends()
+	taken := slices.DeleteFunc(missing[:done], func(m lb.Member) bool {
+		_, yes := chosen[m.Backend]
+		return yes
+	})
+	// They count as neither written nor deleted, for nothing has changed. What
+	// cannot be deleted stays until the next try.
+	done, _ = each(taken, p.kernel.DeleteMember)
+	p.result.Writes -= done
+	s.members = without(s.members, taken[:done])
+	return err
 }
 
 // leavers returns the members and sources of s that are not wanted.
