@@ -5,10 +5,13 @@ package datapath
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // Device is what the packet path knows of a network device of the node.
@@ -50,19 +53,28 @@ type named string
 func (n named) String() string { return string(n) }
 
 // setRows makes the rows of a table that few read and that is seldom written those
-// wanted. It asks the kernel what is there, so that it also repairs.
+// wanted. It asks the kernel what is there, so that it also repairs. Rows come before
+// others go, unless the table has no room for them.
 func setRows[K, V comparable](t *Tables, table string, want map[K]V, name func(K) string) error {
 	held := map[K]V{}
 	if err := each(t.maps[table], func(k *K, v *V) { held[*k] = *v }); err != nil {
 		return err
 	}
-	for k, v := range want {
-		if old, there := held[k]; there && old == v {
-			continue
+	put := func() error {
+		for k, v := range want {
+			if old, there := held[k]; there && old == v {
+				continue
+			}
+			if err := t.put(table, named(name(k)), &k, &v); err != nil {
+				return err
+			}
+			held[k] = v
 		}
-		if err := t.put(table, named(name(k)), &k, &v); err != nil {
-			return err
-		}
+		return nil
+	}
+	full := put()
+	if full != nil && !isFull(full) {
+		return full
 	}
 	for k := range held {
 		if _, wanted := want[k]; wanted {
@@ -72,8 +84,15 @@ func setRows[K, V comparable](t *Tables, table string, want map[K]V, name func(K
 			return err
 		}
 	}
+	if full != nil {
+		return put()
+	}
 	return nil
 }
+
+// isFull tells whether a table has no room. A hash says the one, an LPM trie the
+// other.
+func isFull(err error) bool { return errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) }
 
 // Devices returns the devices the packet path knows, sorted by index.
 func (t *Tables) Devices() ([]Device, error) {

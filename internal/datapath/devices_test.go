@@ -55,6 +55,13 @@ func testDevices(t *testing.T, d *Datapath) {
 
 func testClusterCIDRs(t *testing.T, d *Datapath) {
 	p := netip.MustParsePrefix
+	size := int(d.maps[bpfMapClusterCidrs].MaxEntries())
+	full := func(first byte) (all []netip.Prefix) {
+		for i := range size {
+			all = append(all, netip.PrefixFrom(netip.AddrFrom4([4]byte{first, byte(i), 0, 0}), 16))
+		}
+		return all
+	}
 	for _, tc := range []struct {
 		name     string
 		prefixes []netip.Prefix
@@ -65,6 +72,9 @@ func testClusterCIDRs(t *testing.T, d *Datapath) {
 		{"bits that do not count are none of a prefix", []netip.Prefix{p("10.244.0.0/16"), p("fd00:244::1/56")}, 0},
 		{"a larger one takes the place of one", []netip.Prefix{p("10.0.0.0/8"), p("fd00:244::/56")}, 2},
 		{"none is left", nil, 2},
+		{"as many as there is room for", full(11), uint64(size)},
+		{"as many others", full(12), uint64(2 * size)},
+		{"none of these is left", nil, uint64(size)},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			wantWrites(t, d, bpfMapClusterCidrs, tc.writes, func() error { return d.SetClusterCIDRs(tc.prefixes) })
