@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -82,6 +83,8 @@ type AgentOptions struct {
 	Through []string
 	// Unready starts the agent without waiting until it is ready.
 	Unready bool
+	// Output takes what the agent writes, in place of Logs, when it is not nil.
+	Output *os.File
 }
 
 // Addresses agents of tests listen on, in their own namespace.
@@ -97,6 +100,7 @@ type Agent struct {
 	log   *LogBuffer
 	done  chan struct{} // closed when it has ended
 	err   error         // how it has ended; to be read after done
+	over  bool          // it was ended on purpose, and well
 }
 
 // StartAgent starts `fairlead agent` and waits until it is ready. It is ended
@@ -109,6 +113,9 @@ func StartAgent(t testing.TB, options AgentOptions) *Agent {
 	line := slices.Concat(options.Through, []string{BuildBinary(t)}, options.args())
 	a.cmd = a.netns.Command(context.Background(), line[0], line[1:]...)
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
+	if options.Output != nil {
+		a.cmd.Stdout, a.cmd.Stderr = options.Output, options.Output
+	}
 	if err := a.cmd.Start(); err != nil {
 		t.Fatalf("start agent: %v", err)
 	}
@@ -184,6 +191,77 @@ func (a *Agent) Get(addr, path string) (string, error) {
 	return string(body), nil
 }
 
+// Metric returns the sum of a metric over all series that have the given labels,
+// such as `ip_family="IPv4"`.
+func (a *Agent) Metric(name string, labels ...string) (float64, error) {
+	page, err := a.Get(MetricsAddress, "/metrics")
+	if err != nil {
+		return 0, err
+	}
+	lacks := func(line string) func(string) bool {
+		return func(label string) bool { return !strings.Contains(line, label) }
+	}
+	sum, found := 0.0, false
+	for line := range strings.Lines(page) {
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok || rest[0] != '{' && rest[0] != ' ' || slices.ContainsFunc(labels, lacks(line)) {
+			continue
+		}
+		fields := strings.Fields(line)
+		v, err := strconv.ParseFloat(fields[len(fields)-1], 64)
+		if err != nil {
+			return 0, fmt.Errorf("metric %s: %w", name, err)
+		}
+		sum, found = sum+v, true
+	}
+	if !found {
+		return 0, fmt.Errorf("/metrics has no %s", name)
+	}
+	return sum, nil
+}
+
+// Running tells whether the agent has not ended yet.
+func (a *Agent) Running() bool {
+	select {
+	case <-a.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// End ends the agent with a signal and waits for its end, which must be what the
+// signal asks for: the exit code 0 after SIGTERM, death by SIGKILL. What it has
+// logged is not shown any more when the test fails later: a test may end hundreds.
+func (a *Agent) End(t testing.TB, signal syscall.Signal) {
+	t.Helper()
+	if !a.Running() {
+		t.Fatalf("agent has ended by itself: %v\n%s", a.err, a.Logs())
+	}
+	if err := a.Kill(signal); err != nil {
+		t.Fatalf("end agent: %v", err)
+	}
+	select {
+	case <-a.done:
+	case <-time.After(stopTimeout):
+		t.Fatalf("agent still runs %s after %v", stopTimeout, signal)
+	}
+	var exit *exec.ExitError
+	killed := errors.As(a.err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == signal
+	if a.err != nil && !killed {
+		t.Fatalf("agent ended with %v after %v\n%s", a.err, signal, a.Logs())
+	}
+	a.over = true
+}
+
+// Discard ends the agent, which may have ended by itself in whatever way, and
+// forgets it as End does.
+func (a *Agent) Discard(signal syscall.Signal) {
+	_ = a.Kill(signal) // it may have ended
+	<-a.done
+	a.over = true
+}
+
 // Kill sends the agent a signal, without waiting for what it does about it.
 func (a *Agent) Kill(signal os.Signal) error { return a.cmd.Process.Signal(signal) }
 
@@ -203,6 +281,9 @@ func (a *Agent) Logs() string { return a.log.String() }
 // cleanUp ends the agent and reports how it went.
 func (a *Agent) cleanUp(t testing.TB) {
 	t.Helper()
+	if a.over {
+		return
+	}
 	if err := a.Kill(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("stop agent: %v", err)
 	}

@@ -79,6 +79,19 @@ func Patience() time.Duration {
 	return 20 * time.Second
 }
 
+// WriteFile gives a file its content in one step: who reads it finds what it held
+// before or all of what it holds now.
+func WriteFile(t testing.TB, path, text string) {
+	t.Helper()
+	aside := path + ".new"
+	if err := os.WriteFile(aside, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(aside, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Eventually calls f until it returns nil. The test fails when that takes
 // longer than timeout; the message holds what and f's last error.
 func Eventually(t testing.TB, timeout time.Duration, what string, f func() error) {

@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -208,13 +207,7 @@ func (c *cluster) manifests(name string, objects ...string) {
 // write puts a file into the directory in one step.
 func (c *cluster) write(name, text string) {
 	c.t.Helper()
-	aside := filepath.Join(c.dir, name+".new")
-	if err := os.WriteFile(aside, []byte(text), 0o600); err != nil {
-		c.t.Fatal(err)
-	}
-	if err := os.Rename(aside, filepath.Join(c.dir, name)); err != nil {
-		c.t.Fatal(err)
-	}
+	testutil.WriteFile(c.t, filepath.Join(c.dir, name), text)
 }
 
 func vip(last, port int) string { return fmt.Sprintf("10.96.0.%d:%d", last, port) }
@@ -385,32 +378,12 @@ func (c *cluster) pinnedMap(name string) *ebpf.Map {
 	return m
 }
 
-// metric returns the sum of a metric over all series that have the given labels,
-// such as `ip_family="IPv4"`.
+// metric is Metric of an agent that must have it.
 func metric(t *testing.T, a *testutil.Agent, name string, labels ...string) float64 {
 	t.Helper()
-	page, err := a.Get(testutil.MetricsAddress, "/metrics")
+	v, err := a.Metric(name, labels...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	lacks := func(line string) func(string) bool {
-		return func(label string) bool { return !strings.Contains(line, label) }
-	}
-	sum, found := 0.0, false
-	for line := range strings.Lines(page) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest[0] != '{' && rest[0] != ' ' || slices.ContainsFunc(labels, lacks(line)) {
-			continue
-		}
-		fields := strings.Fields(line)
-		v, err := strconv.ParseFloat(fields[len(fields)-1], 64)
-		if err != nil {
-			t.Fatalf("metric %s: %v", name, err)
-		}
-		sum, found = sum+v, true
-	}
-	if !found {
-		t.Fatalf("/metrics has no %s", name)
-	}
-	return sum
+	return v
 }

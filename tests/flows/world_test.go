@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -387,11 +386,5 @@ func (n *node) fairlead(t *testing.T, args ...string) (string, error) {
 // write puts a manifest into the agents' directory in one step.
 func (w *world) write(t *testing.T, name, text string) {
 	t.Helper()
-	aside := filepath.Join(w.dir, name+".new")
-	if err := os.WriteFile(aside, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(aside, filepath.Join(w.dir, name)); err != nil {
-		t.Fatal(err)
-	}
+	testutil.WriteFile(t, filepath.Join(w.dir, name), text)
 }
