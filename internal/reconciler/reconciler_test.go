@@ -417,13 +417,15 @@ func TestWritesThatFailForGood(t *testing.T) {
 	}
 }
 
+// failingOps are the methods of Kernel that fail for a while.
+var failingOps = []string{
+	"SetFrontend", "DeleteFrontend", "SetRange", "SetOptions", "SetSlots", "SetMember", "DeleteMember",
+	"SetSource", "DeleteSource", "SetNodeAddress", "DeleteNodeAddress", "SetServiceCIDR", "DeleteServiceCIDR",
+	"SetName", "DeleteName", "SetProblem", "DeleteProblem", "WaitReaders",
+}
+
 func TestEachOperationFailingForAWhile(t *testing.T) {
-	ops := []string{
-		"SetFrontend", "DeleteFrontend", "SetRange", "SetOptions", "SetSlots", "SetMember", "DeleteMember",
-		"SetSource", "DeleteSource", "SetNodeAddress", "DeleteNodeAddress", "SetServiceCIDR", "DeleteServiceCIDR",
-		"SetName", "DeleteName", "SetProblem", "DeleteProblem", "WaitReaders",
-	}
-	for _, failing := range ops {
+	for _, failing := range failingOps {
 		t.Run(failing, func(t *testing.T) {
 			for seed := range seeds(20) {
 				w := newWorld(t, seed)
