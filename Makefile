@@ -71,7 +71,8 @@ test: ## install what tests need, run all of them (root)
 	scripts/build-control-plane.sh
 	$(MAKE) test-unit
 	go test -C tests/tools -timeout 5m ./...
-	$(GO_TEST) -p 2 -timeout 10m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/vm$$')
+	$(GO_TEST) -p 2 -timeout 10m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/vm$$' -e '/tests/chaos$$')
+	$(MAKE) test-chaos
 	$(MAKE) test-image
 	$(MAKE) test-e2e
 	$(MAKE) test-vm
@@ -99,6 +100,14 @@ test-e2e: ## a real API server, real traffic (root)
 test-vm: ## datapath and sockets on Linux 6.1 and 6.12 in QEMU
 	scripts/vm-kernels.sh
 	$(GO_TEST) -timeout 45m ./tests/vm
+
+.PHONY: test-chaos
+test-chaos: ## the short form of chaos, and full maps (root)
+	$(GO_TEST) -v -timeout 10m ./tests/chaos
+
+.PHONY: chaos
+chaos: ## what may happen to an agent, thousands of times under load: a table of what failed (root, about 90 minutes)
+	$(GO_TEST) -v -timeout 4h -run TestNothing ./tests/chaos -long
 
 .PHONY: bench
 bench: ## what a connection through a Service costs, beside kube-proxy (root)
