@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,9 +49,8 @@ func TestAFullMapHurtsOnlyWhatDoesNotFit(t *testing.T) {
 	w.startLoad()
 	for _, m := range fullMaps {
 		t.Run(m.name, func(t *testing.T) {
-			parent := w.t
-			w.t = t
-			defer func() { w.t = parent }()
+			w.parent, w.t = w.t, t
+			defer func() { w.t = w.parent }()
 			begin := len(w.agent.Logs())
 			undo := m.fill(t, w)
 			if m.suffers != "" {
@@ -137,8 +138,8 @@ endpoints: [%[3]s]
 `, service, protocol, list(endpoints, func(i int) string { return fmt.Sprintf("{addresses: [%s]}", stormAddr(0, i)) }))
 }
 
-// fullMaps are all maps that can be full. The others are arrays whose rows are all
-// there from the beginning.
+// fullMaps are all maps that can be full. The others are arrays, whose rows are all
+// there from the beginning: of these peers is far too small here, all the time.
 var fullMaps = []fullMap{
 	{
 		name: "frontends", suffers: "wide", says: "raise --max-frontends",
@@ -206,6 +207,20 @@ var fullMaps = []fullMap{
 				w.empty(t, "node_addresses")
 				w.configure(w.node.Namespace(), "addr del 198.51.100.77/32 dev up0")
 			}
+		},
+	},
+	{
+		name: "cluster_cidrs", fill: func(t *testing.T, w *world) func() {
+			w.agent.End(t, syscall.SIGTERM)
+			options := w.options(slices.Concat(smallSizes, []string{"--cluster-cidr=" + strings.ReplaceAll(
+				list(300, func(i int) string { return fmt.Sprintf("172.%d.%d.0/24", 16+i>>8, i&255) }), " ", "")})...)
+			options.Unready = true
+			refused := testutil.StartAgent(w.parent, options)
+			if err := refused.Wait(); err == nil || !strings.Contains(refused.Logs(), "the map is full") {
+				t.Errorf("an agent with more CIDRs than it has room for ended with %v\n%s", err, refused.Logs())
+			}
+			w.agent = testutil.StartAgent(w.parent, w.options(smallSizes...))
+			return nil
 		},
 	},
 	{name: "devices", fill: brimAndPod("devices")},

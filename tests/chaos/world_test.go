@@ -44,6 +44,7 @@ func both(v4, v6 string) addrs {
 // The agent runs on node, and serves its pods' sockets and who is outside.
 type world struct {
 	t        *testing.T
+	parent   *testing.T // of t, while that is a subtest's
 	node     *sandbox.Node
 	outside  *sandbox.Namespace
 	clients  []*sandbox.Namespace
