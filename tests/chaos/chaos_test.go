@@ -7,12 +7,16 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 )
 
-var long = flag.Bool("long", false, "do what is done to agents and clusters many times over")
+var (
+	long     = flag.Bool("long", false, "do what is done to agents and clusters many times over")
+	onlyRows = flag.String("rows", "", "do only what matches this regular expression")
+)
 
 // TestMain is also what processes of clients begin with.
 func TestMain(m *testing.M) {
@@ -58,7 +62,14 @@ func TestNothingThatHappensReachesConnections(t *testing.T) {
 	var table []line
 	// Also when a row ends the test.
 	defer func() { printTable(t, table) }()
+	chosen, err := regexp.Compile(*onlyRows)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, r := range rows {
+		if !chosen.MatchString(r.what) {
+			continue
+		}
 		table = append(table, line{what: r.what, times: r.times()})
 		l := &table[len(table)-1]
 		start := time.Now()

@@ -18,5 +18,7 @@
 //	load_test.go       the clients, in processes of their own
 //	backend_test.go    what backends answer
 //
-// The short form is part of `make test`, the long one is `make chaos`.
+// The short form is part of `make test`, the long one is `make chaos`. With
+// -rows=REGEXP only some rows are done, and with FAIRLEAD_CHAOS_OTHER=FILE the other
+// build is that program.
 package chaos

@@ -25,6 +25,7 @@ var packages = []string{
 	"internal/sockets",
 	"tests/sockets",
 	"tests/sctp",
+	"tests/clock",
 }
 
 // kernels are the series scripts/vm-kernels.sh fetches.
