@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/fairlead-lb/fairlead/internal/testutil"
 )
 
 var (
@@ -78,12 +80,26 @@ func TestNothingThatHappensReachesConnections(t *testing.T) {
 			w.run(r)
 		}()
 		if l.Failed > 0 {
-			t.Errorf("%s: %d of %d failed, such as:\n\t%s", r.what, l.Failed, l.Tried, strings.Join(l.Errors, "\n\t"))
+			t.Errorf("%s: %d of %d failed, such as:\n\t%s\nthe log of the agent that runs now:\n%s",
+				r.what, l.Failed, l.Tried, strings.Join(l.Errors, "\n\t"), w.agent.Logs())
+			w.logCounters()
 		}
 		if enough := int64(l.took.Seconds() * fewest); l.Tried < enough {
 			t.Errorf("%s: %d connections and exchanges are too few to mean anything", r.what, l.Tried)
 		}
 	}
+}
+
+// logCounters shows what the datapath has counted that is not everyday.
+func (w *world) logCounters() {
+	w.t.Helper()
+	page, err := w.agent.Get(testutil.MetricsAddress, "/metrics")
+	if err != nil {
+		w.t.Log(err)
+		return
+	}
+	unusual := regexp.MustCompile(`(?m)^fairlead_.*(drop|reply|restored|conflict|moved|lost|device|attach).* [1-9].*$`)
+	w.t.Logf("metrics:\n%s", strings.Join(unusual.FindAllString(page, -1), "\n"))
 }
 
 // fewest is how many connections and exchanges a second mean something, on a machine

@@ -74,6 +74,7 @@ type client struct {
 type tally struct {
 	mu sync.Mutex
 	counts
+	failing map[*client]bool // whose last step has failed
 }
 
 // counts say what has become of connections and exchanges.
@@ -87,20 +88,23 @@ type counts struct {
 }
 
 // errorsKept is how many errors a process keeps.
-const errorsKept = 20
+const errorsKept = 40
 
-func (t *tally) note(took time.Duration, err error) {
+func (t *tally) note(c *client, took time.Duration, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.Tried++
 	t.Slowest = max(t.Slowest, took)
 	if err == nil {
+		delete(t.failing, c)
 		return
 	}
 	t.Failed++
-	if len(t.Errors) < errorsKept {
+	// The first of each client: one that has lost its connection fails for ever.
+	if len(t.Errors) < errorsKept && !t.failing[c] {
 		t.Errors = append(t.Errors, err.Error())
 	}
+	t.failing[c] = true
 }
 
 // take returns what was counted since it was called last.
@@ -121,7 +125,7 @@ func beClients() error {
 	if err := in.Decode(&tasks); err != nil {
 		return err
 	}
-	all := &tally{}
+	all := &tally{failing: map[*client]bool{}}
 	clients := make([]*client, len(tasks))
 	ready := make(chan error, len(tasks))
 	for i, task := range tasks {
@@ -178,7 +182,7 @@ func (c *client) run(ready chan<- error) {
 		if err != nil {
 			err = fmt.Errorf("%s, %s to %s: %w", start.Format("15:04:05.000"), c.Do, c.last().At, err)
 		}
-		c.tally.note(time.Since(start), err)
+		c.tally.note(c, time.Since(start), err)
 		c.steps.Add(1)
 	}
 }

@@ -165,12 +165,22 @@ type ration struct{ path, parent string }
 func newRation(t *testing.T, controller string, settings map[string]string) *ration {
 	t.Helper()
 	r := &ration{parent: controllerRoot(t, controller)}
-	r.path = filepath.Join(r.parent, fmt.Sprintf("%s-%d-%s-%d", prefix, os.Getpid(), controller, time.Now().UnixNano()))
-	if err := os.Mkdir(r.path, 0o755); err != nil {
+	// Killed runs have left theirs; those in use cannot be removed.
+	left, _ := filepath.Glob(filepath.Join(r.parent, prefix+"-*-"+controller+"-ration-*"))
+	for _, path := range left {
+		_ = os.Remove(path)
+	}
+	var err error
+	if r.path, err = os.MkdirTemp(r.parent, fmt.Sprintf("%s-%d-%s-ration-*", prefix, os.Getpid(), controller)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		testutil.Eventually(t, 10*time.Second, "the cgroup is empty", func() error { return os.Remove(r.path) })
+		testutil.Eventually(t, 10*time.Second, "the cgroup is removed", func() error {
+			if err := os.Remove(r.path); err == nil || errors.Is(err, os.ErrNotExist) {
+				return nil
+			}
+			return r.evict()
+		})
 	})
 	written := 0
 	for name, value := range settings {
@@ -187,6 +197,18 @@ func newRation(t *testing.T, controller string, settings map[string]string) *rat
 		t.Fatalf("%s has none of the settings %v", r.path, settings)
 	}
 	return r
+}
+
+// evict moves whoever is in the cgroup out of it and returns an error for the next try.
+func (r *ration) evict() error {
+	pids, err := os.ReadFile(filepath.Join(r.path, "cgroup.procs"))
+	if err != nil {
+		return err
+	}
+	for pid := range strings.FieldsSeq(string(pids)) {
+		_ = os.WriteFile(filepath.Join(r.parent, "cgroup.procs"), []byte(pid), 0) // it may have ended
+	}
+	return errNotYet
 }
 
 // controllerRoot returns where cgroups with a controller are made.
