@@ -26,12 +26,15 @@ func (w *world) withoutFiles(i int) {
 	pid := w.agent.PID()
 	before := strings.Count(w.agent.Logs(), syscall.EMFILE.Error())
 	var was unix.Rlimit
-	limit := unix.Rlimit{Cur: w.freeFile(pid)}
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &was); err != nil {
 		w.t.Fatal(err)
 	}
-	limit.Max = was.Max
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+	limit := unix.Rlimit{Cur: was.Cur, Max: was.Max}
+	forbid := func() error {
+		limit.Cur = min(limit.Cur, w.freeFile(pid))
+		return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil)
+	}
+	if err := forbid(); err != nil {
 		w.t.Fatal(err)
 	}
 	s := w.services[scaled]
@@ -41,7 +44,7 @@ func (w *world) withoutFiles(i int) {
 	pod := w.pod(fmt.Sprintf("late-%d", i), podAddrs(100+i))
 	testutil.Eventually(w.t, 30*time.Second, "the agent says that it cannot open files", func() error {
 		if strings.Count(w.agent.Logs(), syscall.EMFILE.Error()) == before {
-			return errNotYet
+			return errors.Join(forbid(), errNotYet) // it may have closed one
 		}
 		return nil
 	})
