@@ -107,6 +107,12 @@ func (t *tally) note(c *client, took time.Duration, err error) {
 	t.failing[c] = true
 }
 
+func (t *tally) moved() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.Moved++
+}
+
 // take returns what was counted since it was called last.
 func (t *tally) take() counts {
 	t.mu.Lock()
@@ -273,8 +279,23 @@ func (c *client) exchanges() (func() error, error) {
 		}
 		defer conn.Close()
 		_, err = c.askDatagram(conn, to.Service)
+		if !isEnded(err) {
+			return err
+		}
+		again, err := c.dial("udp", to)
+		if err != nil {
+			return err
+		}
+		defer again.Close()
+		c.tally.moved()
+		_, err = c.askDatagram(again, to.Service)
 		return err
 	}, nil
+}
+
+// isEnded tells whether a UDP socket was ended since its backend has gone.
+func isEnded(err error) bool {
+	return errors.Is(err, syscall.ECONNABORTED) || errors.Is(err, syscall.EDESTADDRREQ)
 }
 
 // askDatagram asks once on a connected UDP socket.
@@ -367,16 +388,14 @@ func (c *client) movesUDP() (func() error, error) {
 	}
 	return func() error {
 		_, err := c.askDatagram(conn, to.Service)
-		if !errors.Is(err, syscall.ECONNABORTED) && !errors.Is(err, syscall.EDESTADDRREQ) {
+		if !isEnded(err) {
 			return err
 		}
 		_ = conn.Close()
 		if conn, err = c.dial("udp", to); err != nil {
 			return err
 		}
-		c.tally.mu.Lock()
-		c.tally.Moved++
-		c.tally.mu.Unlock()
+		c.tally.moved()
 		_, err = c.askDatagram(conn, to.Service)
 		return err
 	}, nil

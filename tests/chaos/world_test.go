@@ -271,11 +271,13 @@ func (w *world) podTasks(ns *sandbox.Namespace, f int) []task {
 	return in(ns, tasks)
 }
 
-// outsideTasks are what clients outside do.
+// outsideTasks are what clients outside do. They send datagrams to no Service whose
+// backends go: an answer that is on its way when its backend stops serving is lost
+// with the flow, and nobody can tell them.
 func (w *world) outsideTasks(f int) []task {
 	tcp, udp := w.targets("tcp", f), w.targets("udp", f)
 	return in(w.outside, []task{
-		{Do: "connect", Targets: tcp}, {Do: "exchange", Targets: udp},
+		{Do: "connect", Targets: tcp}, {Do: "exchange", Targets: only(udp, slices.Concat(steadyServices, []string{sticky})...)},
 		{Do: "keep TCP", Targets: only(tcp, steadyServices...)}, {Do: "keep TCP", Targets: only(tcp, changing...)},
 		{Do: "keep UDP", Targets: only(udp, steadyServices...)},
 		{Do: "affinity", Targets: only(tcp, sticky)},
