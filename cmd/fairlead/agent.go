@@ -77,13 +77,13 @@ what the kernel holds; "fairlead cleanup" removes that.`,
 	fs.DurationVar(&f.repairEvery, "repair-interval", time.Minute, "time between two comparisons of the kernel with what is wanted")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "json", "json or console")
-	fs.Uint32Var(&f.sizes.Frontends, "max-frontends", 131072, "rows for addresses and ports, and one for each ClusterIP")
-	fs.Uint32Var(&f.sizes.Services, "max-services", 65536, "rows for service ports, IPv4 and IPv6 apart")
-	fs.Uint32Var(&f.sizes.Slots, "max-slots", 524288, "rows for the backends of all services; a change needs room for a second copy")
-	fs.Uint32Var(&f.sizes.Members, "max-members", 262144, "rows for the backends of UDP services, and three each for those of services with an affinity")
+	fs.Uint32Var(&f.sizes.Frontends, "max-frontends", 131072, "most rows for addresses and ports, and one for each ClusterIP")
+	fs.Uint32Var(&f.sizes.Services, "max-services", 65536, "most rows for service ports, IPv4 and IPv6 apart")
+	fs.Uint32Var(&f.sizes.Slots, "max-slots", 524288, "most rows for the backends of all services; a change needs room for a second copy")
+	fs.Uint32Var(&f.sizes.Members, "max-members", 262144, "most rows for the backends of UDP services, and three each for those of services with an affinity")
 	fs.Uint32Var(&f.sizes.Affinity, "max-affinity", 65536, "clients times services with an affinity; the oldest make room")
 	fs.Uint32Var(&f.sizes.Flows, "max-flows", 262144, "rows for what clients have on the packet path, two for each connection; those that were silent longest make room")
-	fs.Uint32Var(&f.sizes.SourceRanges, "max-source-ranges", 65536, "rows for loadBalancerSourceRanges, for each service port")
+	fs.Uint32Var(&f.sizes.SourceRanges, "max-source-ranges", 65536, "most rows for loadBalancerSourceRanges, for each service port")
 	fs.Uint32Var(&f.sizes.Peers, "max-peers", 65536, "TCP sockets that getpeername answers for, a power of two")
 	// Fails only for a flag that does not exist.
 	_ = cmd.RegisterFlagCompletionFunc("packet-path",

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -100,8 +101,10 @@ type agent struct {
 	guardian   *guardian
 	selfProbe  *selfProbe
 	proven     proven
+	tc         *attach.TC
 	health     *health.Tracker
 	metrics    *metrics.Metrics
+	kernel     kernelMetrics
 	state      datapath.AgentState
 
 	source       reflector.Source
@@ -153,6 +156,8 @@ type agent struct {
 	answering sync.RWMutex   // held for reading by every answer to a request
 	left      bool           // nobody is answered any more
 
+	growth growth
+
 	retry      *time.Timer
 	retryAt    time.Time     // when the timer is armed for, zero when it is not
 	retryAfter time.Duration // the next pause
@@ -171,7 +176,7 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 		return err
 	}
 	dp, err := datapath.Open(datapath.Config{
-		Root: cfg.BPFRoot, Sizes: cfg.Sizes, CgroupID: cgroup.ID, HostNetnsCookie: cookie,
+		Root: cfg.BPFRoot, Sizes: cfg.Sizes, Grow: true, CgroupID: cgroup.ID, HostNetnsCookie: cookie,
 		PacketPath: cfg.Packets.On, SNATPorts: cfg.Packets.SNATPorts,
 	})
 	if err != nil {
@@ -319,12 +324,14 @@ func findCgroup(path string, log *zap.Logger) (attach.Cgroup, error) {
 // newAgent returns an agent that knows nothing yet.
 func newAgent(ctx context.Context, dp *datapath.Datapath, cfg Config, log *zap.Logger) *agent {
 	services, slots := dp.Limits()
+	kernel := kernelMetrics{dp, new(atomic.Int64)}
 	a := &agent{
 		log: log, datapath: dp, root: cfg.BPFRoot,
 		store:        lb.NewStore(lb.Config{NodeName: cfg.NodeName, NodePorts: cfg.NodePorts, Limits: cfg.Limits}),
 		reconciler:   reconciler.New(dp, reconciler.Limits{Services: services, Slots: slots}),
 		health:       health.NewTracker(cmp.Or(cfg.StuckAfter, stuckAfter)),
-		metrics:      metrics.New(cfg.Version, kernelMetrics{dp}),
+		kernel:       kernel,
+		metrics:      metrics.New(cfg.Version, kernel),
 		switching:    dp.Switching,
 		alone:        newSignal(),
 		filled:       newSignal(),
@@ -418,7 +425,7 @@ func (a *agent) run(ctx context.Context, ended <-chan error) error {
 		case <-a.retry.C:
 			a.retryAt = time.Time{}
 			a.retryAfter = min(2*a.retryAfter, retryLast)
-			r := a.reconciler.Retry()
+			r := a.makeRoom(a.reconciler.Retry())
 			a.finish(time.Now(), r, false)
 			a.takeOver(r)
 		case <-repair.C:
@@ -544,7 +551,22 @@ func (a *agent) gather(ctx context.Context, events <-chan reflector.Event) {
 }
 
 // kernelMetrics gives the metrics package the datapath's numbers.
-type kernelMetrics struct{ *datapath.Datapath }
+type kernelMetrics struct {
+	*datapath.Datapath
+	slots *atomic.Int64 // that are handed out
+}
+
+// Tables implements metrics.Kernel.
+func (k kernelMetrics) Tables() map[string]metrics.Fill {
+	out := map[string]metrics.Fill{}
+	for table, f := range k.Fill() {
+		if table == datapath.TableSlots {
+			f.Rows = uint32(k.slots.Load())
+		}
+		out[table] = metrics.Fill(f)
+	}
+	return out
+}
 
 // Events implements metrics.Kernel.
 func (k kernelMetrics) Events() (map[string]uint64, error) {

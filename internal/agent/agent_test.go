@@ -22,6 +22,7 @@ type noKernel struct{}
 
 func (noKernel) Writes() map[string]uint64          { return nil }
 func (noKernel) Events() (map[string]uint64, error) { return nil, nil }
+func (noKernel) Tables() map[string]metrics.Fill    { return nil }
 
 // idle returns an agent that has nothing to write to.
 func idle() *agent {

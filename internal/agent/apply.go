@@ -28,7 +28,7 @@ func (a *agent) apply(start time.Time) {
 		return
 	case !a.applied:
 		all := a.store.All()
-		r := a.reconciler.ApplyAll(all)
+		r := a.makeRoom(a.reconciler.ApplyAll(all))
 		a.applied = true
 		a.finish(start, r, true)
 		a.healthPorts(all, true)
@@ -50,7 +50,7 @@ func (a *agent) apply(start time.Time) {
 			}
 			return
 		}
-		r := a.reconciler.Apply(delta)
+		r := a.makeRoom(a.reconciler.Apply(delta))
 		a.finish(start, r, false)
 		a.healthPorts(delta, false)
 		a.takeOver(r)

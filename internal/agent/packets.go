@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/fairlead-lb/fairlead/internal/attach"
 	"github.com/fairlead-lb/fairlead/internal/datapath"
 	"github.com/fairlead-lb/fairlead/internal/flows"
@@ -54,12 +56,7 @@ func (a *agent) openPackets(p Packets) error {
 	if err != nil {
 		return err
 	}
-	tc, err := attach.NewTC(datapath.DevicesPath(a.root), attach.Programs{
-		Ingress:   a.datapath.Program("tc_ingress"),
-		Egress:    a.datapath.Program("tc_egress"),
-		IngressL3: a.datapath.Program("tc_ingress_l3"),
-		EgressL3:  a.datapath.Program("tc_egress_l3"),
-	}, others...)
+	tc, err := attach.NewTC(datapath.DevicesPath(a.root), packetPrograms(a.datapath.Program), others...)
 	if err != nil {
 		return err
 	}
@@ -68,6 +65,7 @@ func (a *agent) openPackets(p Packets) error {
 		_ = tc.Close()
 		return err
 	}
+	a.tc = tc
 	a.devices = newDevices(p.Devices, a.datapath, tc, held, a.log)
 	a.devices.takeOver = func() {
 		a.removeOtherPackets()
@@ -76,6 +74,16 @@ func (a *agent) openPackets(p Packets) error {
 	a.devices.count = func(n int) { a.metrics.ProgramsRestored.Add(float64(n)) }
 	a.devices.mendRows, a.devices.mend = a.repairEvery, a.mendDevices
 	return nil
+}
+
+// packetPrograms returns the programs of the packet path by their names.
+func packetPrograms(program func(name string) *ebpf.Program) attach.Programs {
+	return attach.Programs{
+		Ingress:   program("tc_ingress"),
+		Egress:    program("tc_egress"),
+		IngressL3: program("tc_ingress_l3"),
+		EgressL3:  program("tc_egress_l3"),
+	}
 }
 
 // removePackets takes away what an agent with a packet path has left.

@@ -88,7 +88,7 @@ func (a *agent) repairRows(start time.Time, now proven) bool {
 	var r reconciler.Result
 	if len(damages) > 0 || a.unsettled() {
 		a.reconciler.Adopt(held)
-		r = a.reconciler.ApplyAll(a.store.All())
+		r = a.makeRoom(a.reconciler.ApplyAll(a.store.All()))
 	}
 	a.finish(start, r, true)
 	a.takeOver(r)

@@ -179,6 +179,24 @@ func (t *TC) Check() (restored []string, err error) {
 	return restored, errors.Join(append(errs, err)...)
 }
 
+// Replace puts other programs in the place of those that NewTC was given, which may be
+// closed then. Each device changes over in one step. Where that fails Check tries again:
+// until then the old program goes on.
+func (t *TC) Replace(programs Programs) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.programs = programs
+	for at := range t.current {
+		d, wanted := t.want[at]
+		if !wanted {
+			continue
+		}
+		if _, err := t.put(at, d); err != nil {
+			delete(t.current, at)
+		}
+	}
+}
+
 // Close gives up what is held here and leaves all programs in place.
 func (t *TC) Close() error {
 	t.mu.Lock()

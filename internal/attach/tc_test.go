@@ -402,6 +402,31 @@ func TestTakingOverMissesNoPacket(t *testing.T) {
 	})
 }
 
+// TestReplacingProgramsMissesNoPacket exchanges the programs of one TC while a pod
+// sends.
+func TestReplacingProgramsMissesNoPacket(t *testing.T) {
+	eachWay(t, func(t *testing.T, b *bench) {
+		p, in, _ := programs(t, "v0")
+		all := []counted{in}
+		tc := b.tc(p)
+		tc.Replace(p) // nothing is attached yet
+		b.apply(tc, 1, b.device(hostEnd))
+		for i := range 4 {
+			b.send(100)
+			name := fmt.Sprint("v", i+1)
+			p, in, _ := programs(t, name)
+			all = append(all, in)
+			b.do(func() error { tc.Replace(p); return nil })
+			b.wantOn(hostEnd, ingress, name+"_in")
+			b.wantOn(hostEnd, egress, name+"_out")
+		}
+		b.send(100)
+		wantRuns(t, "every packet once", 500, all...)
+		b.check(tc)
+		b.wantOn(hostEnd, ingress, "v4_in")
+	})
+}
+
 // upgrade makes the TCs from now on those of another version, with its own directory.
 func (b *bench) upgrade(name string) {
 	b.others = append(b.others, b.dir)

@@ -57,7 +57,7 @@ func (n named) String() string { return string(n) }
 // others go, unless the table has no room for them.
 func setRows[K, V comparable](t *Tables, table string, want map[K]V, name func(K) string) error {
 	held := map[K]V{}
-	if err := each(t.maps[table], func(k *K, v *V) { held[*k] = *v }); err != nil {
+	if err := each(t.table(table), func(k *K, v *V) { held[*k] = *v }); err != nil {
 		return err
 	}
 	put := func() error {
@@ -97,7 +97,7 @@ func isFull(err error) bool { return errors.Is(err, unix.E2BIG) || errors.Is(err
 // Devices returns the devices the packet path knows, sorted by index.
 func (t *Tables) Devices() ([]Device, error) {
 	var out []Device
-	err := each(t.maps[bpfMapDevices], func(k *uint32, v *bpfDevice) { out = append(out, decodeDevice(*k, v)) })
+	err := each(t.table(bpfMapDevices), func(k *uint32, v *bpfDevice) { out = append(out, decodeDevice(*k, v)) })
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
@@ -108,7 +108,7 @@ func (t *Tables) Devices() ([]Device, error) {
 // ClusterCIDRs returns what SetClusterCIDRs has set, sorted.
 func (t *Tables) ClusterCIDRs() ([]netip.Prefix, error) {
 	var out []netip.Prefix
-	if err := each(t.maps[bpfMapClusterCidrs], func(k *bpfCidrKey, _ *uint8) { out = append(out, decodeCIDR(*k)) }); err != nil {
+	if err := each(t.table(bpfMapClusterCidrs), func(k *bpfCidrKey, _ *uint8) { out = append(out, decodeCIDR(*k)) }); err != nil {
 		return nil, fmt.Errorf("list cluster CIDRs: %w", err)
 	}
 	slices.SortFunc(out, netip.Prefix.Compare)

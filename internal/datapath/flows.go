@@ -105,7 +105,7 @@ type FlowScan struct {
 // time is found once.
 func (t *Tables) ScanFlows() *FlowScan {
 	return &FlowScan{
-		flows: t.maps[bpfMapFlows],
+		flows: t.table(bpfMapFlows),
 		keys:  make([]bpfFlowKey, batch), values: make([]bpfFlow, batch), slice: make([]Flow, 0, batch),
 	}
 }
@@ -152,11 +152,11 @@ func (t *Tables) AddFlow(f Flow) error {
 	if f.Answers {
 		value := encodeFlow(&f, requests, now)
 		value.Flags |= uint32(bpfFlowFlagFLOW_ANSWER)
-		errs = append(errs, t.maps[bpfMapFlows].Put(&answers, &value))
+		errs = append(errs, t.table(bpfMapFlows).Put(&answers, &value))
 	}
 	if f.Requests {
 		value := encodeFlow(&f, answers, now)
-		errs = append(errs, t.maps[bpfMapFlows].Put(&requests, &value))
+		errs = append(errs, t.table(bpfMapFlows).Put(&requests, &value))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("add a flow of %v: %w", f.Client, err)
@@ -185,7 +185,7 @@ func (t *Tables) DeleteFlow(f Flow, over func(Flow) bool) (Deletion, error) {
 	}
 	var gone []*flowEntry
 	for _, e := range entries {
-		there, err := e.read(t.maps[bpfMapFlows].LookupAndDelete) // Linux 5.14
+		there, err := e.read(t.table(bpfMapFlows).LookupAndDelete) // Linux 5.14
 		if err != nil {
 			return FlowKept, err
 		}
@@ -211,7 +211,7 @@ func (t *Tables) flowEntries(f Flow, over func(Flow) bool) (entries []*flowEntry
 	// anew. An answer cannot do that for the requests' entry when its own is gone.
 	for _, k := range []bpfFlowKey{answers, requests} {
 		e := &flowEntry{key: k}
-		there, err := e.read(t.maps[bpfMapFlows].Lookup)
+		there, err := e.read(t.table(bpfMapFlows).Lookup)
 		if err != nil {
 			return nil, false, err
 		}
@@ -253,7 +253,7 @@ func (e *flowEntry) read(lookup func(key, value any) error) (there bool, err err
 // putBack undoes the deletion of entries, unless there are newer ones by then.
 func (t *Tables) putBack(entries []*flowEntry) error {
 	for _, e := range entries {
-		err := t.maps[bpfMapFlows].Update(&e.key, &e.value, ebpf.UpdateNoExist)
+		err := t.table(bpfMapFlows).Update(&e.key, &e.value, ebpf.UpdateNoExist)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 			return fmt.Errorf("put back a flow: %w", err)
 		}

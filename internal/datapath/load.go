@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -53,6 +52,9 @@ type Config struct {
 	// pinned. It is created if its parent exists.
 	Root  string
 	Sizes Sizes
+	// Grow makes maps that can grow begin small: Sizes are what Grow may make of them.
+	// Without it they are made as large.
+	Grow bool
 	// CgroupID is the inode of the cgroup that the hooks will be on.
 	CgroupID uint64
 	// HostNetnsCookie is the cookie of the network namespace that processes on
@@ -96,8 +98,8 @@ type Datapath struct {
 
 	config    Config
 	programs  map[string]*ebpf.Program
-	walking   sync.RWMutex // held for reading while an iterator is used
 	iterators map[string]*ebpf.Program
+	ceilings  map[string]uint32 // rows that maps that can grow may have
 	lock      *os.File
 	pins      []pin // nil until KeepPins
 }
@@ -160,6 +162,10 @@ func open(cfg Config) (*Datapath, error) {
 		return nil, err
 	}
 	d := &Datapath{Resized: resized, Switching: switching, config: cfg}
+	if d.ceilings, err = ceilings(cfg.Sizes); err != nil {
+		closeMaps(opened)
+		return nil, err
+	}
 	if err := d.load(cfg, split(spec), opened); err != nil {
 		closePrograms(d.programs)
 		closeMaps(opened)
@@ -215,6 +221,22 @@ func split(spec *ebpf.CollectionSpec) parts {
 	return p
 }
 
+// byMap returns the capacities by the name of a map.
+func (s Sizes) byMap() map[string]uint32 {
+	return map[string]uint32{
+		bpfMapFrontends:    s.Frontends,
+		bpfMapServices:     s.Services,
+		bpfMapNames:        s.Services,
+		mapGenerations:     s.Services,
+		bpfMapSlots:        s.Slots,
+		bpfMapMembers:      s.Members,
+		bpfMapSourceRanges: s.SourceRanges,
+		bpfMapAffinity:     s.Affinity,
+		bpfMapPeers:        s.Peers,
+		bpfMapFlows:        s.Flows,
+	}
+}
+
 // buildSpec reads the embedded object and sets sizes, options and pins.
 func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err error) {
 	if cfg.Sizes.Slots > lb.MaxSlots {
@@ -223,18 +245,7 @@ func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err err
 	if spec, err = loadSpec(); err != nil {
 		return nil, nil, err
 	}
-	for name, size := range map[string]uint32{
-		bpfMapFrontends:    cfg.Sizes.Frontends,
-		bpfMapServices:     cfg.Sizes.Services,
-		bpfMapNames:        cfg.Sizes.Services,
-		mapGenerations:     cfg.Sizes.Services,
-		bpfMapSlots:        cfg.Sizes.Slots,
-		bpfMapMembers:      cfg.Sizes.Members,
-		bpfMapSourceRanges: cfg.Sizes.SourceRanges,
-		bpfMapAffinity:     cfg.Sizes.Affinity,
-		bpfMapPeers:        cfg.Sizes.Peers,
-		bpfMapFlows:        cfg.Sizes.Flows,
-	} {
+	for name, size := range cfg.Sizes.byMap() {
 		if size != 0 {
 			spec.Maps[name].MaxEntries = size
 		}
@@ -243,13 +254,19 @@ func buildSpec(cfg Config) (spec *ebpf.CollectionSpec, resized []string, err err
 		if !isPinned(name) {
 			continue
 		}
-		changed, err := keepPinnedSize(cfg.Root, m)
+		changed, err := keepPinnedSize(cfg, m)
 		if err != nil {
 			return nil, nil, err
 		}
 		if changed {
 			resized = append(resized, name)
 		}
+	}
+	// Whoever has made the names may have handed out IDs that tables of first size have
+	// no rows for.
+	if _, err := os.Lstat(MapPath(cfg.Root, bpfMapServices)); errors.Is(err, fs.ErrNotExist) {
+		services := spec.Maps[bpfMapServices]
+		services.MaxEntries = max(services.MaxEntries, spec.Maps[bpfMapNames].MaxEntries)
 	}
 	return spec, resized, setOptions(spec, cfg)
 }
@@ -289,10 +306,16 @@ func hasConntrack() bool {
 	return err == nil && types.TypeByName("bpf_skb_ct_lookup", &lookup) == nil
 }
 
-// keepPinnedSize makes the spec as large as the map that is pinned, if one is:
-// running with another size than asked for beats losing what the map holds.
-func keepPinnedSize(root string, spec *ebpf.MapSpec) (changed bool, err error) {
-	m, err := ebpf.LoadPinnedMap(MapPath(root, spec.Name), nil)
+// keepPinnedSize makes the spec, whose size is the ceiling of a map that can grow, as
+// large as the map that is pinned, if one is: running with another size than asked for
+// beats losing what the map holds. changed tells that this is not as it should be.
+func keepPinnedSize(cfg Config, spec *ebpf.MapSpec) (changed bool, err error) {
+	ceiling := spec.MaxEntries
+	first, grows := firstSizes[spec.Name]
+	if grows = grows && cfg.Grow; grows {
+		spec.MaxEntries = min(first, ceiling)
+	}
+	m, err := ebpf.LoadPinnedMap(MapPath(cfg.Root, spec.Name), nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -300,11 +323,8 @@ func keepPinnedSize(root string, spec *ebpf.MapSpec) (changed bool, err error) {
 		return false, fmt.Errorf("open pinned map %s: %w", spec.Name, err)
 	}
 	defer m.Close()
-	if m.MaxEntries() == spec.MaxEntries {
-		return false, nil
-	}
 	spec.MaxEntries = m.MaxEntries()
-	return true, nil
+	return m.MaxEntries() > ceiling || m.MaxEntries() < ceiling && !grows, nil
 }
 
 // loadHooks loads the programs of the socket path. noTypes says why they could not

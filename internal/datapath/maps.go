@@ -80,6 +80,7 @@ func openMaps(root string, spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, err
 		if !isPinned(name) {
 			continue
 		}
+		_ = os.Remove(MapPath(root, name) + asideSuffix) // of one that was killed in Grow
 		m = m.Copy()
 		m.Pinning = ebpf.PinByName
 		opened, err := ebpf.NewMapWithOptions(m, ebpf.MapOptions{PinPath: filepath.Dir(MapPath(root, name))})

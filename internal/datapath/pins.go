@@ -166,8 +166,8 @@ func (d *Datapath) SetCgroup(id uint64) error {
 		return fmt.Errorf("load iterators for another cgroup: %w", err)
 	}
 	d.config = config
-	d.walking.Lock()
-	defer d.walking.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for _, old := range d.iterators {
 		_ = old.Close()
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"unsafe"
 
@@ -21,10 +22,14 @@ import (
 // is for one goroutine, and only on Tables that Open made; counting and reading
 // are safe from any.
 type Tables struct {
+	// mu is held by others than the writer while they use maps or iterators, and by
+	// the writer while it replaces them.
+	mu       sync.RWMutex
 	maps     map[string]*ebpf.Map
-	services []byte // mapped, one bpfService for each service ID
-	slots    []byte // mapped, one bpfSlot for each slot
-	had      []byte // mapped, the generations of each service ID
+	rows     map[string]*atomic.Int64 // in hash tables that can grow, as far as the writer knows
+	services []byte                   // mapped, one bpfService for each service ID
+	slots    []byte                   // mapped, one bpfSlot for each slot
+	had      []byte                   // mapped, the generations of each service ID
 	writes   map[string]*atomic.Uint64
 
 	// For writers; nil in a View.
@@ -40,6 +45,9 @@ var tableNames = []string{
 	bpfMapDevices, bpfMapClusterCidrs,
 }
 
+// countedTables are those whose rows are counted as they come and go.
+var countedTables = []string{bpfMapFrontends, bpfMapMembers, bpfMapSourceRanges, bpfMapNames}
+
 // sizeFlags say what to do when a table is full. The others have no flag.
 var sizeFlags = map[string]string{
 	bpfMapFrontends:    "; raise --max-frontends",
@@ -50,18 +58,33 @@ var sizeFlags = map[string]string{
 
 // newTables maps services, slots and generations into memory. The maps stay the caller's.
 func newTables(maps map[string]*ebpf.Map, prot int) (*Tables, error) {
-	t := &Tables{maps: maps, writes: make(map[string]*atomic.Uint64, len(tableNames))}
+	t := &Tables{maps: maps, rows: map[string]*atomic.Int64{}, writes: make(map[string]*atomic.Uint64, len(tableNames))}
 	for _, name := range tableNames {
 		t.writes[name] = new(atomic.Uint64)
 	}
+	for _, name := range countedTables {
+		t.rows[name] = new(atomic.Int64)
+	}
 	var err error
-	for name, mem := range map[string]*[]byte{bpfMapServices: &t.services, bpfMapSlots: &t.slots, mapGenerations: &t.had} {
+	for name, mem := range t.mapped() {
 		if *mem, err = mapMemory(maps[name], prot); err != nil {
 			t.unmap()
 			return nil, err
 		}
 	}
 	return t, nil
+}
+
+// mapped returns where the memory of maps is that are mapped.
+func (t *Tables) mapped() map[string]*[]byte {
+	return map[string]*[]byte{bpfMapServices: &t.services, bpfMapSlots: &t.slots, mapGenerations: &t.had}
+}
+
+// table returns a map for others than the writer; it must be one that cannot grow.
+func (t *Tables) table(name string) *ebpf.Map {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.maps[name]
 }
 
 func mapMemory(m *ebpf.Map, prot int) ([]byte, error) {
@@ -150,6 +173,7 @@ func (t *Tables) SetFrontend(k lb.FrontendKey, f lb.Frontend) error {
 	t.gate.hold(bit)
 	err := t.update(bpfMapFrontends, k, &key, &value, ebpf.UpdateNoExist)
 	if err == nil {
+		t.rows[bpfMapFrontends].Add(1)
 		return nil
 	}
 	there := errors.Is(err, ebpf.ErrKeyExist)
@@ -241,12 +265,14 @@ const present = uint8(1)
 // SetMember inserts a row; it is no error when it is there.
 func (t *Tables) SetMember(m lb.Member) error {
 	key, value := encodeMember(m), present
-	return t.put(bpfMapMembers, m.Backend, &key, &value)
+	return t.insert(bpfMapMembers, m.Backend, &key, &value)
 }
 
 // HasMember tells whether there is a row.
 func (t *Tables) HasMember(m lb.Member) (bool, error) {
 	key, value := encodeMember(m), present
+	t.mu.RLock()
+	defer t.mu.RUnlock()
 	err := t.maps[bpfMapMembers].Lookup(&key, &value)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return false, fmt.Errorf("read %s %v: %w", bpfMapMembers, m.Backend, err)
@@ -263,7 +289,7 @@ func (t *Tables) DeleteMember(m lb.Member) error {
 // SetSource lets clients in a range use the load-balancer IPs of a service.
 func (t *Tables) SetSource(s lb.Source) error {
 	key, value := encodeSource(s), present
-	return t.put(bpfMapSourceRanges, s.Prefix, &key, &value)
+	return t.insert(bpfMapSourceRanges, s.Prefix, &key, &value)
 }
 
 // DeleteSource removes a row; it is no error when there is none.
@@ -324,7 +350,7 @@ func (t *Tables) SetName(id lb.ServiceID, s lb.ServicePort) error {
 		return fmt.Errorf("name of service %v: %w", s, err)
 	}
 	key := uint32(id)
-	return t.put(bpfMapNames, s, &key, &value)
+	return t.insert(bpfMapNames, s, &key, &value)
 }
 
 // DeleteName removes a name; it is no error when there is none.
@@ -384,17 +410,29 @@ func newGrace() (outer, inner *ebpf.Map, err error) {
 	return outer, inner, nil
 }
 
+// insert is put for tables whose rows are counted.
+func (t *Tables) insert(table string, subject fmt.Stringer, key, value any) error {
+	err := t.update(table, subject, key, value, ebpf.UpdateNoExist)
+	if errors.Is(err, ebpf.ErrKeyExist) {
+		return t.put(table, subject, key, value)
+	}
+	if err == nil {
+		t.rows[table].Add(1)
+	}
+	return err
+}
+
 func (t *Tables) put(table string, subject fmt.Stringer, key, value any) error {
 	return t.update(table, subject, key, value, ebpf.UpdateAny)
 }
 
 func (t *Tables) update(table string, subject fmt.Stringer, key, value any, flags ebpf.MapUpdateFlags) error {
-	m := t.maps[table]
+	m := t.table(table)
 	if err := m.Update(key, value, flags); err != nil {
 		// A hash says the one, an LPM trie the other.
 		if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
-			return fmt.Errorf("update %s %v: %w (the map is full at %d rows%s)",
-				table, subject, err, m.MaxEntries(), sizeFlags[table])
+			return &lb.FullError{Table: tableOf(table), Err: fmt.Errorf("update %s %v: %w (the map is full at %d rows%s)",
+				table, subject, err, m.MaxEntries(), sizeFlags[table])}
 		}
 		return fmt.Errorf("update %s %v: %w", table, subject, err)
 	}
@@ -410,9 +448,12 @@ func (t *Tables) drop(table string, subject, key any) error {
 
 // remove deletes a row and tells whether there was one.
 func (t *Tables) remove(table string, subject, key any) (removed bool, err error) {
-	switch err := t.maps[table].Delete(key); {
+	switch err := t.table(table).Delete(key); {
 	case err == nil:
 		t.writes[table].Add(1)
+		if rows := t.rows[table]; rows != nil {
+			rows.Add(-1)
+		}
 		return true, nil
 	case errors.Is(err, ebpf.ErrKeyNotExist):
 		return false, nil
@@ -453,6 +494,12 @@ func (t *Tables) Load() (lb.Tables, error) {
 	)
 	if err != nil {
 		return out, err
+	}
+	for table, n := range map[string]int{
+		bpfMapFrontends: len(out.Frontends), bpfMapMembers: len(out.Members),
+		bpfMapSourceRanges: len(out.Sources), bpfMapNames: len(out.Names),
+	} {
+		t.rows[table].Store(int64(n))
 	}
 	return out, t.loadServices(out)
 }

@@ -85,7 +85,7 @@ func (t *Tables) SetAgentState(s AgentState) error {
 		CgroupId: s.CgroupID, NetnsCookie: s.NetnsCookie, Pid: uint32(s.PID),
 	}
 	copy(row.Version[:len(row.Version)-1], s.Version)
-	if err := t.maps[bpfMapAgent].Put(uint32(0), &row); err != nil {
+	if err := t.table(bpfMapAgent).Put(uint32(0), &row); err != nil {
 		return fmt.Errorf("update agent state: %w", err)
 	}
 	return nil
@@ -94,7 +94,7 @@ func (t *Tables) SetAgentState(s AgentState) error {
 // AgentState reads what SetAgentState recorded last; zero when nothing was.
 func (t *Tables) AgentState() (AgentState, error) {
 	var row bpfAgentState
-	if err := t.maps[bpfMapAgent].Lookup(uint32(0), &row); err != nil {
+	if err := t.table(bpfMapAgent).Lookup(uint32(0), &row); err != nil {
 		return AgentState{}, fmt.Errorf("read agent state: %w", err)
 	}
 	return AgentState{
@@ -133,7 +133,7 @@ func (t *Tables) Counters() ([]Counter, error) {
 	out := make([]Counter, len(names))
 	for i, name := range names {
 		var perCPU []uint64
-		if err := t.maps[bpfMapCounters].Lookup(uint32(i), &perCPU); err != nil {
+		if err := t.table(bpfMapCounters).Lookup(uint32(i), &perCPU); err != nil {
 			return nil, fmt.Errorf("read counter %s: %w", name, err)
 		}
 		out[i].Name = name

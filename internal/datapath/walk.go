@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"unsafe"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 
 	"github.com/fairlead-lb/fairlead/internal/lb"
@@ -52,9 +51,7 @@ type UDPSocket struct {
 // WalkOrigins returns one Origin for each UDP socket that remembers anything, in
 // all network namespaces.
 func (d *Datapath) WalkOrigins() ([]Origin, error) {
-	d.walking.RLock()
-	defer d.walking.RUnlock()
-	records, err := walk[bpfOriginRecord](d.iterators[bpfProgIterOrigins], d.maps[bpfMapOrigins])
+	records, err := walk[bpfOriginRecord](d, bpfProgIterOrigins, bpfMapOrigins)
 	if err != nil {
 		return nil, fmt.Errorf("walk the storage of UDP sockets: %w", err)
 	}
@@ -75,9 +72,7 @@ func (d *Datapath) WalkOrigins() ([]Origin, error) {
 // are connected to a backend that has gone, or to a VIP that SetAnswered named,
 // and ends them where the kernel can.
 func (d *Datapath) WalkUDP() ([]UDPSocket, error) {
-	d.walking.RLock()
-	defer d.walking.RUnlock()
-	records, err := walk[bpfUdpRecord](d.iterators[bpfProgIterUdp], nil)
+	records, err := walk[bpfUdpRecord](d, bpfProgIterUdp, "")
 	if err != nil {
 		return nil, fmt.Errorf("walk UDP sockets: %w", err)
 	}
@@ -96,12 +91,21 @@ func (d *Datapath) WalkUDP() ([]UDPSocket, error) {
 	return out, nil
 }
 
-// walk runs an iterator and decodes the records it writes.
-func walk[R any](prog *ebpf.Program, m *ebpf.Map) ([]R, error) {
+// iterator attaches an iterator, over a map unless that has no name. It goes on when
+// its program is replaced.
+func (d *Datapath) iterator(program, over string) (*link.Iter, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	prog := d.iterators[program]
 	if prog == nil {
 		return nil, errors.New("iterators are not available on this kernel")
 	}
-	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: m})
+	return link.AttachIter(link.IterOptions{Program: prog, Map: d.maps[over]})
+}
+
+// walk runs an iterator and decodes the records it writes.
+func walk[R any](d *Datapath, program, over string) ([]R, error) {
+	it, err := d.iterator(program, over)
 	if err != nil {
 		return nil, err
 	}
@@ -127,14 +131,14 @@ func walk[R any](prog *ebpf.Program, m *ebpf.Map) ([]R, error) {
 // their storage; such sockets may be in any namespace. Normally there are none.
 func (d *Datapath) OverflowServices() ([]lb.ServiceID, error) {
 	var ctl bpfControl
-	if err := d.maps[bpfMapControl].Lookup(uint32(0), &ctl); err != nil {
+	if err := d.table(bpfMapControl).Lookup(uint32(0), &ctl); err != nil {
 		return nil, fmt.Errorf("read control: %w", err)
 	}
 	if ctl.Overflowed == 0 {
 		return nil, nil
 	}
 	var out []lb.ServiceID
-	err := each(d.maps[bpfMapOriginsOverflow], func(_ *bpfOverflowKey, e *bpfOriginEntry) {
+	err := each(d.table(bpfMapOriginsOverflow), func(_ *bpfOverflowKey, e *bpfOriginEntry) {
 		out = append(out, lb.ServiceID(e.ServiceId))
 	})
 	return out, err
@@ -143,7 +147,7 @@ func (d *Datapath) OverflowServices() ([]lb.ServiceID, error) {
 // SetAnswered names the UDP frontends whose directly connected sockets the next
 // walks shall end; none clears the list.
 func (d *Datapath) SetAnswered(keys []lb.FrontendKey) error {
-	m := d.maps[bpfMapAnswered]
+	m := d.table(bpfMapAnswered)
 	var old []bpfFrontendKey
 	if err := each(m, func(k *bpfFrontendKey, _ *uint8) { old = append(old, *k) }); err != nil {
 		return err

@@ -20,6 +20,7 @@ type IDs struct {
 	// agrees.
 	free    []ServiceID
 	resting []ServiceID
+	taken   int // in use or at rest
 }
 
 type idState uint8
@@ -33,6 +34,25 @@ const (
 // NewIDs returns an allocator of the IDs from 1 to max-1.
 func NewIDs(max int) *IDs { return &IDs{state: make([]idState, max), fresh: NoService + 1} }
 
+// Grow makes it an allocator of the IDs from 1 to max-1, of which none is lost.
+func (a *IDs) Grow(max int) {
+	a.state = append(a.state, make([]idState, max-len(a.state))...)
+}
+
+// Taken returns how many IDs are in use or at rest.
+func (a *IDs) Taken() int { return a.taken }
+
+// set puts an ID into a state.
+func (a *IDs) set(id ServiceID, state idState) {
+	if a.state[id] != idFree {
+		a.taken--
+	}
+	if state != idFree {
+		a.taken++
+	}
+	a.state[id] = state
+}
+
 // Alloc returns an ID for a new service; ok is false when all are in use or at
 // rest.
 func (a *IDs) Alloc() (id ServiceID, ok bool) {
@@ -40,7 +60,7 @@ func (a *IDs) Alloc() (id ServiceID, ok bool) {
 		id := a.fresh
 		a.fresh++
 		if a.state[id] == idFree {
-			a.state[id] = idUsed
+			a.set(id, idUsed)
 			return id, true
 		}
 	}
@@ -48,7 +68,7 @@ func (a *IDs) Alloc() (id ServiceID, ok bool) {
 		id := a.free[0]
 		a.free = a.free[1:]
 		if a.state[id] == idFree {
-			a.state[id] = idUsed
+			a.set(id, idUsed)
 			return id, true
 		}
 	}
@@ -60,14 +80,14 @@ func (a *IDs) Adopt(id ServiceID) bool {
 	if id == NoService || int(id) >= len(a.state) {
 		return false
 	}
-	a.state[id] = idUsed
+	a.set(id, idUsed)
 	return true
 }
 
 // Return makes an ID free that was allocated and that nobody has seen since.
 func (a *IDs) Return(id ServiceID) {
 	if a.inUse(id) {
-		a.state[id] = idFree
+		a.set(id, idFree)
 		a.free = append(a.free, id)
 	}
 }
@@ -75,7 +95,7 @@ func (a *IDs) Return(id ServiceID) {
 // Release puts an ID in use to rest; any other stays what it is.
 func (a *IDs) Release(id ServiceID) {
 	if a.inUse(id) {
-		a.state[id] = idResting
+		a.set(id, idResting)
 		a.resting = append(a.resting, id)
 	}
 }
@@ -89,7 +109,7 @@ func (a *IDs) Free(remembered func(ServiceID) bool) {
 		if remembered(id) {
 			return false
 		}
-		a.state[id] = idFree
+		a.set(id, idFree)
 		if id < a.fresh {
 			a.free = append(a.free, id)
 		}
@@ -112,6 +132,8 @@ type Blocks struct {
 	byBase  []run // the free runs by base; no two of them touch
 	bySize  []run // the same runs by length, then base
 	resting []run
+	max     int
+	idle    int // slots in free runs
 }
 
 // run is a run of slots.
@@ -127,12 +149,23 @@ func compareSize(a, b run) int {
 
 // NewBlocks returns an allocator of the slots from 0 to max-1.
 func NewBlocks(max int) *Blocks {
-	b := &Blocks{}
+	b := &Blocks{max: max}
 	if max > 0 {
 		b.add(run{0, uint32(max)})
 	}
 	return b
 }
+
+// Grow makes it an allocator of the slots from 0 to max-1, of which none is lost.
+func (b *Blocks) Grow(max int) {
+	if max > b.max {
+		b.free(run{uint32(b.max), uint32(max - b.max)})
+		b.max = max
+	}
+}
+
+// Taken returns how many slots are in use or at rest.
+func (b *Blocks) Taken() int { return b.max - b.idle }
 
 // Alloc returns the first slot of a block of n slots, n above 0; ok is false
 // when no free run is long enough.
@@ -206,6 +239,7 @@ func (b *Blocks) free(r run) {
 }
 
 func (b *Blocks) add(r run) {
+	b.idle += int(r.count)
 	i, _ := slices.BinarySearchFunc(b.byBase, r, compareBase)
 	b.byBase = slices.Insert(b.byBase, i, r)
 	i, _ = slices.BinarySearchFunc(b.bySize, r, compareSize)
@@ -213,6 +247,7 @@ func (b *Blocks) add(r run) {
 }
 
 func (b *Blocks) remove(r run) {
+	b.idle -= int(r.count)
 	i, _ := slices.BinarySearchFunc(b.byBase, r, compareBase)
 	b.byBase = slices.Delete(b.byBase, i, i+1)
 	i, _ = slices.BinarySearchFunc(b.bySize, r, compareSize)

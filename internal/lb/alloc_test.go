@@ -237,3 +237,52 @@ func BenchmarkBlocks(b *testing.B) {
 		live[i] = block{base, n}
 	}
 }
+
+func TestIDsGrow(t *testing.T) {
+	ids := lb.NewIDs(3)
+	for want := range lb.ServiceID(2) {
+		if id, ok := ids.Alloc(); id != want+1 || !ok {
+			t.Errorf("got %d, %v; want %d", id, ok, want+1)
+		}
+	}
+	ids.Release(1)
+	ids.Grow(5)
+	if n := ids.Taken(); n != 2 {
+		t.Errorf("%d are taken, want the one in use and the one at rest", n)
+	}
+	for _, want := range []lb.ServiceID{3, 4} {
+		if id, ok := ids.Alloc(); id != want || !ok {
+			t.Errorf("got %d, %v; want %d, which is new", id, ok, want)
+		}
+	}
+	if id, ok := ids.Alloc(); ok {
+		t.Errorf("got %d, of which somebody may know", id)
+	}
+	ids.Free(func(lb.ServiceID) bool { return false })
+	if id, ok := ids.Alloc(); id != 1 || !ok || ids.Taken() != 4 {
+		t.Errorf("got %d, %v, and %d are taken; want 1 and 4", id, ok, ids.Taken())
+	}
+}
+
+func TestBlocksGrow(t *testing.T) {
+	b := lb.NewBlocks(4)
+	if _, ok := b.Alloc(3); !ok {
+		t.Fatal("no room")
+	}
+	b.Grow(8)
+	if n := b.Taken(); n != 3 {
+		t.Errorf("%d slots are taken, want 3", n)
+	}
+	// The last old slot and the new ones are one run.
+	if base, ok := b.Alloc(5); base != 3 || !ok || b.Taken() != 8 {
+		t.Errorf("got %d, %v, and %d slots are taken; want 3 and 8", base, ok, b.Taken())
+	}
+	b.Release(0, 3)
+	if n := b.Taken(); n != 8 {
+		t.Errorf("%d slots are taken while a block rests, want 8", n)
+	}
+	b.Settle()
+	if n := b.Taken(); n != 5 {
+		t.Errorf("%d slots are taken, want 5", n)
+	}
+}

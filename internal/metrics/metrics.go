@@ -59,7 +59,12 @@ type Kernel interface {
 	Writes() map[string]uint64
 	// Events returns the datapath's counters by name; they outlive the agent.
 	Events() (map[string]uint64, error)
+	// Tables returns how full the tables are that can grow.
+	Tables() map[string]Fill
 }
+
+// Fill is how full a table is: its rows, how many there is room for now, and at most.
+type Fill struct{ Rows, Size, Max uint32 }
 
 // New returns metrics that are registered with a registry of their own.
 func New(version string, kernel Kernel) *Metrics {
@@ -139,6 +144,9 @@ var (
 	eventsDesc = prometheus.NewDesc("fairlead_datapath_events_total",
 		"Outcomes counted by the BPF programs since the maps were made; fairlead inspect counters shows the same.",
 		[]string{"event"}, nil)
+	rowsDesc = prometheus.NewDesc("fairlead_table_rows", "Rows in the kernel's tables that can grow.", []string{"table"}, nil)
+	sizeDesc = prometheus.NewDesc("fairlead_table_size_rows", "Rows that these tables have room for; they grow by themselves.", []string{"table"}, nil)
+	maxDesc  = prometheus.NewDesc("fairlead_table_max_rows", "Rows up to which they grow, as the --max- flags say.", []string{"table"}, nil)
 )
 
 // What the packet path counts has metrics of its own as well, since alerts are made
@@ -165,7 +173,7 @@ func dropReason(event string) (reason string, dropped bool) {
 
 // Describe implements prometheus.Collector.
 func (c kernelCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{writesDesc, eventsDesc, collisionsDesc, exhaustedDesc, droppedDesc} {
+	for _, desc := range []*prometheus.Desc{writesDesc, rowsDesc, sizeDesc, maxDesc, eventsDesc, collisionsDesc, exhaustedDesc, droppedDesc} {
 		ch <- desc
 	}
 }
@@ -177,6 +185,11 @@ func (c kernelCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for table, n := range c.kernel.Writes() {
 		send(writesDesc, n, table)
+	}
+	for table, f := range c.kernel.Tables() {
+		for desc, n := range map[*prometheus.Desc]uint32{rowsDesc: f.Rows, sizeDesc: f.Size, maxDesc: f.Max} {
+			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), table)
+		}
 	}
 	events, err := c.kernel.Events()
 	if err != nil {

@@ -23,6 +23,7 @@ type kernel struct {
 
 func (k kernel) Writes() map[string]uint64          { return k.writes }
 func (k kernel) Events() (map[string]uint64, error) { return k.events, k.err }
+func (k kernel) Tables() map[string]Fill            { return map[string]Fill{"slots": {Rows: 1, Size: 2, Max: 4}} }
 
 func scrape(m *Metrics) (code int, page string) {
 	rec := httptest.NewRecorder()
@@ -48,6 +49,9 @@ func TestPage(t *testing.T) {
 	for _, line := range []string{
 		`fairlead_build_info{version="v1.2.3"} 1`,
 		`fairlead_table_writes_total{table="frontends"} 3`,
+		`fairlead_table_rows{table="slots"} 1`,
+		`fairlead_table_size_rows{table="slots"} 2`,
+		`fairlead_table_max_rows{table="slots"} 4`,
 		`fairlead_datapath_events_total{event="connect_tcp_translate"} 5`,
 		`fairlead_udp_sockets_ended_total{reason="backend_gone"} 2`,
 		// There from the start, so that a first increase can be alerted on.

@@ -4,6 +4,7 @@
 package reconciler_test
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -869,5 +870,35 @@ func TestProblemsThatAnyTablesHoldAreMadeGood(t *testing.T) {
 	w.restart()
 	if res := w.rec.ApplyAll(all); res.Writes > 0 {
 		t.Errorf("%d writes for a problem that is there as far as it can be", res.Writes)
+	}
+}
+
+func TestWhatHadNoRoomIsWrittenWhenTablesHaveGrown(t *testing.T) {
+	w := smallWorld(t, reconciler.Limits{Services: 2, Slots: 2})
+	w.store.SetService(svcWith("a", "10.96.0.1", lb.UDP, 80))
+	w.store.SetSlice(sliceOf("a", lb.UDP, 1, 2))
+	w.store.SetService(svcWith("b", "10.96.0.2", lb.UDP, 80))
+	w.store.SetSlice(sliceOf("b", lb.UDP, 1, 2, 3))
+	full := func(r reconciler.Result, table string) {
+		t.Helper()
+		var err *lb.FullError
+		if mustFail(t, r, "b", "no room"); !errors.As(r.Failed[nsName("b")], &err) || err.Table != table {
+			t.Fatalf("%v does not say that %s is full", r.Failed, table)
+		}
+	}
+	full(w.apply(), "services")
+	if got, want := w.rec.Demand(), (reconciler.Demand{Frontends: 4, Services: 3, Slots: 5, Members: 5}); got != want {
+		t.Errorf("demand is %+v, want %+v", got, want)
+	}
+	grow := func(limits reconciler.Limits) reconciler.Result {
+		w.kernel.limits = limits
+		w.rec.Grow(limits)
+		return w.noteResult(w.rec.Retry())
+	}
+	full(grow(reconciler.Limits{Services: 4, Slots: 2}), "slots")
+	grow(reconciler.Limits{Services: 4, Slots: 8})
+	w.settled()
+	if got, want := w.rec.Taken(), (reconciler.Limits{Services: 3, Slots: 5}); got != want {
+		t.Errorf("taken are %+v, want %+v", got, want)
 	}
 }

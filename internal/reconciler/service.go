@@ -71,8 +71,8 @@ func (p *pass) ensureService(sp lb.ServicePort) (*service, error) {
 	}
 	id, ok := p.ids.Alloc()
 	if !ok {
-		return nil, fmt.Errorf("no room: all %d service IDs are in use or were until lately (raise --max-services)",
-			max(p.limits.Services-1, 0))
+		return nil, &lb.FullError{Table: "services", Err: fmt.Errorf(
+			"no room: all %d service IDs are in use or were until lately (raise --max-services)", max(p.limits.Services-1, 0))}
 	}
 	if err := p.kernel.SetName(id, sp); err != nil {
 		p.ids.Return(id)
@@ -319,8 +319,8 @@ func (p *pass) writeBlock(backends []lb.Backend) (base uint32, err error) {
 		base, ok = p.blocks.Alloc(len(backends))
 	}
 	if !ok {
-		return 0, fmt.Errorf("no room: no %d of the %d slots in a row are free (raise --max-slots)",
-			len(backends), p.limits.Slots)
+		return 0, &lb.FullError{Table: "slots", Err: fmt.Errorf(
+			"no room: no %d of the %d slots in a row are free (raise --max-slots)", len(backends), p.limits.Slots)}
 	}
 	if err := p.kernel.SetSlots(base, backends); err != nil {
 		p.blocks.Return(base, len(backends))
