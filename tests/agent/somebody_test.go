@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -72,23 +73,28 @@ func (c *cluster) pinnedLink(hook string) link.Link {
 
 // pinnedIDs returns the IDs of the pinned maps, by name.
 func (c *cluster) pinnedIDs() (map[string]ebpf.MapID, error) {
-	dir := filepath.Join(c.bpfRoot, fmt.Sprintf("v%d", datapath.ABI), "maps")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
 	ids := map[string]ebpf.MapID{}
-	for _, e := range entries {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, e.Name()), &ebpf.LoadPinOptions{ReadOnly: true})
+	for _, one := range []string{"frontends", "origins"} { // a table, and state
+		dir := filepath.Dir(datapath.MapPath(c.bpfRoot, one))
+		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return nil, err
 		}
-		info, err := m.Info()
-		_ = m.Close()
-		if err != nil {
-			return nil, err
+		for _, e := range entries {
+			if !e.Type().IsRegular() {
+				continue
+			}
+			m, err := ebpf.LoadPinnedMap(filepath.Join(dir, e.Name()), &ebpf.LoadPinOptions{ReadOnly: true})
+			if err != nil {
+				return nil, err
+			}
+			info, err := m.Info()
+			_ = m.Close()
+			if err != nil {
+				return nil, err
+			}
+			ids[e.Name()], _ = info.ID()
 		}
-		ids[e.Name()], _ = info.ID()
 	}
 	return ids, nil
 }
@@ -151,7 +157,7 @@ func TestWhatSomebodyTakesFromTheSocketPathIsBack(t *testing.T) {
 		{"all pins of hooks are removed", func(*testing.T) error { return removePins(links) },
 			"unpinned", hooks, "somebody has removed or replaced pins of hooks"},
 		{"a map's pin is removed", func(*testing.T) error {
-			return os.Remove(filepath.Join(filepath.Dir(links), "maps", "origins"))
+			return os.Remove(datapath.MapPath(c.bpfRoot, "origins"))
 		}, "map_unpinned", 1, "somebody has removed or replaced pins of maps"},
 		{"all is removed, with the directories", func(*testing.T) error { return os.RemoveAll(c.bpfRoot) },
 			"map_unpinned", float64(len(ids)), "somebody has removed or replaced pins of maps"},
@@ -279,26 +285,24 @@ func TestHooksFollowTheCgroup(t *testing.T) {
 	}
 }
 
-// zeroWord changes the first word of an array that is not zero, and returns its index.
+// zeroWord changes the first word of an array's only value that is not zero.
 func zeroWord(t *testing.T, m *ebpf.Map) func() error {
 	t.Helper()
-	for i := range m.MaxEntries() {
-		var word uint64
-		must(t, m.Lookup(i, &word))
-		if word == 0 {
-			continue
-		}
-		must(t, m.Put(i, uint64(0)))
-		return func() error {
-			var now uint64
-			if err := m.Lookup(i, &now); err != nil || now != word {
-				return fmt.Errorf("word %d is %x, want %x: %w", i, now, word, err)
-			}
-			return nil
-		}
+	was := make([]byte, m.ValueSize())
+	must(t, m.Lookup(uint32(0), was))
+	first := slices.IndexFunc(was, func(b byte) bool { return b != 0 })
+	if first < 0 {
+		t.Fatal("nothing is set")
 	}
-	t.Fatal("nothing is set")
-	return nil
+	now := slices.Clone(was)
+	clear(now[first/8*8 : first/8*8+8])
+	must(t, m.Put(uint32(0), now))
+	return func() error {
+		if err := m.Lookup(uint32(0), now); err != nil || !slices.Equal(now, was) {
+			return fmt.Errorf("the word of byte %d is %x, want %x: %w", first, now[first/8*8:][:8], was[first/8*8:][:8], err)
+		}
+		return nil
+	}
 }
 
 // forgetName deletes a name. Its service may come back under another ID.

@@ -52,8 +52,8 @@ func TestAPIServer(t *testing.T) {
 			w.connect()
 			w.agent.WaitReady(w)
 			w.serves(upTo(39)...)
-			if n := w.metric("fairlead_repaired_rows_total"); n != "0" {
-				w.Errorf("%s rows repaired", n)
+			if n := w.metric("fairlead_repaired_rows_total"); n != 0 {
+				w.Errorf("%v rows repaired", n)
 			}
 		}},
 		{"deletions that were missed, and whose history is compacted, are made up for", func(w *world) {
@@ -109,8 +109,8 @@ func TestAPIServer(t *testing.T) {
 				w.empty(i)
 			}
 			w.serves()
-			if n := w.metric("fairlead_guard_held_total"); n != "0" {
-				w.Errorf("held %s times", n)
+			if n := w.metric("fairlead_guard_held_total"); n != 0 {
+				w.Errorf("held %v times", n)
 			}
 			for _, i := range upTo(33) {
 				w.fill(i)
@@ -127,8 +127,8 @@ func TestAPIServer(t *testing.T) {
 			w.logs("guard: a list would take the last endpoints of many Services at once")
 			w.logs("guard: the source has looked again")
 			w.serves()
-			if total, held := w.metric("fairlead_guard_held_total"), w.metric("fairlead_guard_held"); total != "1" || held != "0" {
-				w.Errorf("held %s times, now %s, want 1 and 0", total, held)
+			if total, held := w.metric("fairlead_guard_held_total"), w.metric("fairlead_guard_held"); total != 1 || held != 0 {
+				w.Errorf("held %v times, now %v, want 1 and 0", total, held)
 			}
 		}},
 	} {

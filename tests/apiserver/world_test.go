@@ -251,17 +251,12 @@ func (w *world) logs(text string) {
 	})
 }
 
-// metric returns the value of a metric without labels.
-func (w *world) metric(name string) string {
+// metric returns the sum of a metric over its series.
+func (w *world) metric(name string) float64 {
 	w.Helper()
-	page, err := w.agent.Get(testutil.MetricsAddress, "/metrics")
+	n, err := w.agent.Metric(name)
 	w.check(err)
-	_, rest, found := strings.Cut(page, "\n"+name+" ")
-	if !found {
-		w.Fatalf("/metrics has no %s", name)
-	}
-	value, _, _ := strings.Cut(rest, "\n")
-	return value
+	return n
 }
 
 // upTo returns the numbers from 1 to n, but those that are left out.
