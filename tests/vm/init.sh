@@ -40,10 +40,10 @@ ip link set lo up || fail set lo up
 
 # Each directory holds a package's test binary and its testdata. The variables
 # FAIRLEAD_* come from the kernel's command line.
-while read -r package; do
+while read -r package run; do
 	echo "fairlead-vm: begin $package"
 	cd "/tests/$package" || fail "cd /tests/$package"
-	./test -test.v=test2json -test.short -test.timeout=15m -test.run="$FAIRLEAD_VM_RUN"
+	./test -test.v=test2json -test.short -test.timeout=15m -test.run="${FAIRLEAD_VM_RUN:-$run}"
 	code=$?
 	# A test may leave its last line open.
 	echo
