@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -51,7 +52,23 @@ type bench struct {
 	newWay func(dir string, others []string) way
 }
 
+// needTCX skips a test that is about tcx on a kernel that has none.
+func needTCX(t *testing.T) {
+	if !hasTCX() {
+		t.Skip("no tcx on this kernel (Linux 6.6)")
+	}
+}
+
+// hasTCX asks for the programs on lo.
+var hasTCX = sync.OnceValue(func() bool {
+	_, err := link.QueryPrograms(link.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress})
+	return err == nil
+})
+
 func newBench(t *testing.T, name string, newWay func(dir string, others []string) way) *bench {
+	if name == "tcx" {
+		needTCX(t)
+	}
 	node := testutil.Node(t)
 	pod, err := node.AddPod("pod", podAddr)
 	if err != nil {
@@ -238,12 +255,14 @@ func (b *bench) on(name string, dir direction) (names []string) {
 	b.t.Helper()
 	index := b.link(name).Attrs().Index
 	b.do(func() error {
-		got, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: attachType(dir)})
-		if err != nil {
-			return err
-		}
-		for _, p := range got.Programs {
-			names = append(names, b.programName(p.ID))
+		if hasTCX() {
+			got, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: attachType(dir)})
+			if err != nil {
+				return err
+			}
+			for _, p := range got.Programs {
+				names = append(names, b.programName(p.ID))
+			}
 		}
 		filters, err := netlink.FilterList(device(index), parentOf(dir))
 		if err != nil {
@@ -310,6 +329,7 @@ func (b *bench) neighbour(name string, dir direction, priority uint16, prog *ebp
 // neighbourLink puts a program of somebody else on the device by a tcx link.
 func (b *bench) neighbourLink(name string, dir direction, prog *ebpf.Program) link.Link {
 	b.t.Helper()
+	needTCX(b.t)
 	index := b.link(name).Attrs().Index
 	var l link.Link
 	b.do(func() (err error) {

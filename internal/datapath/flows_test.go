@@ -203,7 +203,11 @@ func testFlowRace(t *testing.T, d *Datapath) {
 	over := func(f Flow) bool { return f.Idle > time.Minute }
 	key, _ := encodeFlowKeys(&flow)
 	var outcomes [3]int
-	for range 4000 {
+	rounds := 4000
+	if testing.Short() {
+		rounds = 200
+	}
+	for range rounds {
 		flow.Idle = time.Hour
 		addFlow(t, d, flow)
 		came := make(chan bool)

@@ -33,6 +33,7 @@ mount -t tmpfs -o mode=1777 tmp /tmp || fail mount /tmp
 for module in /modules/*; do
 	case $module in
 	*-dummy.ko) insmod "$module" numdummies=0 ;;
+	*-ifb.ko) insmod "$module" numifbs=0 ;;
 	*) insmod "$module" ;;
 	esac || fail "insmod $module"
 done

@@ -17,7 +17,7 @@ import (
 // modules are what the tests use of the kernel and Debian does not build in.
 var modules = []string{
 	"virtio_pci", "virtio_net",
-	"veth", "bridge", "dummy", "vxlan", "tun",
+	"veth", "bridge", "dummy", "ifb", "vxlan", "tun",
 	"inet_diag", "tcp_diag", "udp_diag",
 	"sch_ingress", "cls_bpf", "nf_tables", "nf_conntrack", "sctp",
 }
