@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -318,7 +317,7 @@ func putAny(m *ebpf.Map) error {
 // pinnedMap opens a map of the agent.
 func (w *world) pinnedMap(t *testing.T, name string) *ebpf.Map {
 	t.Helper()
-	m, err := ebpf.LoadPinnedMap(filepath.Join(w.bpfRoot, fmt.Sprintf("v%d", datapath.ABI), "maps", name), nil)
+	m, err := ebpf.LoadPinnedMap(datapath.MapPath(w.bpfRoot, name), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
