@@ -99,7 +99,7 @@ test-e2e: ## a real API server, real traffic (root)
 .PHONY: test-vm
 test-vm: ## datapath and sockets on Linux 6.1 and 6.12 in QEMU
 	scripts/vm-kernels.sh
-	$(GO_TEST) -timeout 45m ./tests/vm
+	$(GO_TEST) -timeout 50m ./tests/vm
 
 .PHONY: test-chaos
 test-chaos: ## the short form of chaos, and full maps (root)

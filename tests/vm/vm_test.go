@@ -38,7 +38,7 @@ var packages = []testPackage{
 var kernels = []string{"6.1", "6.12"}
 
 // limit is how long one kernel may take for all packages.
-const limit = 30 * time.Minute
+const limit = 40 * time.Minute
 
 // repository is the root of the source tree.
 const repository = "../.."
